@@ -1,0 +1,1 @@
+"""The node: a supervisor and its unprivileged children."""

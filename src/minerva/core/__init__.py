@@ -1,0 +1,1 @@
+"""What every package shares: errors, strict readers, secrets, back-off. Imports nothing of Minerva."""

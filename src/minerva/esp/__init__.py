@@ -1,0 +1,1 @@
+"""ESP packets and security associations (RFC 4303)."""

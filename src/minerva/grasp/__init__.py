@@ -1,0 +1,1 @@
+"""GRASP (RFC 8990): messages and the DULL instance."""

@@ -1,0 +1,1 @@
+"""A whole network of real nodes in namespaces on one machine."""

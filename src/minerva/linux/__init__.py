@@ -1,0 +1,1 @@
+"""All that knows the kernel: netlink, namespaces, TUN, nftables, raw sockets."""

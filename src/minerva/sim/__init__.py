@@ -1,0 +1,1 @@
+"""Protocol cores under a virtual clock."""
