@@ -40,7 +40,10 @@ def _keep(tag: int) -> Callable[..., CBORTag]:
 
 # Every tag that the library interprets, so that each arrives as a CBORTag like any unknown one.
 # 28 and 29 (shared references, which can make a cyclic value) have no business here: a CBORTag too.
-_INTERPRETED = (0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004, 43000, 55799)
+_INTERPRETED = (
+    *(0, 1, 2, 3, 4, 5, 25, 28, 29, 30, 35, 36, 37, 52, 54, 100, 256, 258, 260, 261, 1004),
+    *(43000, 55799),
+)
 _TAGS_UNTOUCHED = {tag: _keep(tag) for tag in _INTERPRETED}
 
 

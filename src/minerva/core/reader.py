@@ -16,7 +16,9 @@ class Reader:
 
     __slots__ = ("_data", "_end", "_error", "_position")
 
-    def __init__(self, data: bytes, error: type[DecodeError], *, start: int = 0, end: int | None = None) -> None:
+    def __init__(
+        self, data: bytes, error: type[DecodeError], *, start: int = 0, end: int | None = None
+    ) -> None:
         self._data = data
         self._position = start
         self._end = len(data) if end is None else end

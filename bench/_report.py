@@ -1,0 +1,47 @@
+"""One JSON line per measured figure on standard output; everything else in a bench goes to standard error."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Sequence
+from typing import Literal
+
+
+def report(
+    bench: str,
+    figure: str,
+    values: Sequence[float],
+    unit: str,
+    better: Literal["lower", "higher"],
+    peer: str | None = None,
+    peer_values: Sequence[float] | None = None,
+) -> None:
+    """Print the median of ``values``, one value a run, and beside it that of the ``peer`` measured in the
+    same session, if any. ``ratio`` is ours divided by the peer's."""
+    if not values:
+        raise ValueError(f"{bench} {figure}: no runs")
+    if (peer is None) != (not peer_values):
+        raise ValueError(f"{bench} {figure}: a peer and its values go together")
+    value = statistics.median(values)
+    line: dict[str, object] = {
+        "bench": bench,
+        "figure": figure,
+        "value": _rounded(value),
+        "unit": unit,
+        "runs": len(values),
+        "better": better,
+    }
+    if peer_values:
+        peer_value = statistics.median(peer_values)
+        line |= {
+            "peer": peer,
+            "peer_value": _rounded(peer_value),
+            "ratio": _rounded(value / peer_value) if peer_value else None,
+        }
+    print(json.dumps(line), flush=True)
+
+
+def _rounded(value: float) -> float:
+    """Four significant digits: more would claim a precision that a median of a few runs does not have."""
+    return float(f"{value:.4g}")

@@ -1,0 +1,34 @@
+"""``minerva connect``: run a node."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import click
+
+from minerva.cli import options
+from minerva.core.errors import UsageError
+
+
+@click.command()
+@options.state_dir
+@options.run_dir
+@click.option(
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    envvar="MINERVA_CONFIG",
+    show_envvar=True,
+    help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",
+)
+def connect(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
+    """Run this machine's node in the foreground, until ^C or SIGTERM.
+
+    The state directory holds its identity: see 'minerva ca issue'.
+    """
+    from minerva.connect.node import run_node
+
+    if os.geteuid() != 0:
+        raise UsageError("'minerva connect' makes interfaces and namespaces: run it as root")
+    run_node(state_dir, run_dir, config_file)

@@ -1,0 +1,58 @@
+"""Commands that talk to the running node."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from minerva.cli import options
+from minerva.core.errors import UsageError
+
+if TYPE_CHECKING:
+    from minerva.linux.namespace import Namespace
+
+
+def _ask(run_dir: Path, command: str) -> dict[str, Any]:
+    from minerva.connect import control
+
+    return control.call(run_dir / "control.sock", {"command": command})
+
+
+@click.command()
+@options.run_dir
+@options.as_json
+def status(run_dir: Path, as_json: bool) -> None:
+    """Show what the running node does and sees."""
+    from minerva.cli.show import status_text
+
+    found = _ask(run_dir, "status")
+    click.echo(json.dumps(found) if as_json else status_text(found))
+
+
+def exec_in(where: Namespace, command: tuple[str, ...]) -> None:
+    """Become ``command`` in the namespace ``where``. Raises UsageError."""
+    from minerva.linux import namespace
+
+    namespace.enter(where.descriptor)
+    where.close()
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+@click.command("exec", context_settings={"ignore_unknown_options": True})
+@options.run_dir
+@click.argument("where", metavar="acp|link:PORT")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def exec_command(run_dir: Path, where: str, command: tuple[str, ...]) -> None:
+    """Run COMMAND in the node's ACP namespace, or in the link namespace of a port."""
+    from minerva.lab.lab import node_namespace
+
+    if os.geteuid() != 0:
+        raise UsageError("'minerva exec' enters a network namespace: run it as root")
+    exec_in(node_namespace(_ask(run_dir, "status"), where, "this node"), command)

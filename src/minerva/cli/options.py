@@ -1,0 +1,43 @@
+"""Options that several commands share, and the environment variables behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+_F = TypeVar("_F", bound=Callable[..., Any])
+_PATH = click.Path(path_type=Path)
+
+
+def state_dir(function: _F) -> _F:
+    """Add ``--state-dir`` (MINERVA_STATE_DIR)."""
+    return click.option(
+        "--state-dir",
+        type=_PATH,
+        envvar="MINERVA_STATE_DIR",
+        default="/var/lib/minerva",
+        show_default=True,
+        show_envvar=True,
+        help="The node's certificate, key, trust anchors and secret.",
+    )(function)
+
+
+def run_dir(function: _F) -> _F:
+    """Add ``--run-dir`` (MINERVA_RUN_DIR)."""
+    return click.option(
+        "--run-dir",
+        type=_PATH,
+        envvar="MINERVA_RUN_DIR",
+        default="/run/minerva",
+        show_default=True,
+        show_envvar=True,
+        help="The running node's control socket.",
+    )(function)
+
+
+def as_json(function: _F) -> _F:
+    """Add ``--json``."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)

@@ -1,0 +1,175 @@
+"""The ACP namespace of a node and acp0, the host's interface into it."""
+
+from __future__ import annotations
+
+import logging
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any
+
+from minerva.connect.state import NodeState
+from minerva.core.errors import UsageError
+from minerva.linux import namespace
+from minerva.linux.errors import LinuxError
+from minerva.linux.firewall import acp_policy
+from minerva.linux.namespace import Namespace
+from minerva.linux.netlink import Link, Netlink
+from minerva.linux.nftables import Nftables
+from minerva.pki.address import AcpAddress
+
+log = logging.getLogger(__name__)
+
+HOST_SIDE = "host0"
+"""The name, in the ACP namespace, of the other end of acp0."""
+
+TABLE = 7017
+PREFERENCE = 1
+"""Routing table of the host for the ACP's prefix, and the preference of the rule that looks it up."""
+
+_NEXT_HOP = IPv6Address("fe80::1")  # the ACP's end of the pair
+_HOST_END = IPv6Address("fe80::2")
+_DEFAULT = IPv6Network("::/0")
+_UNIQUE_LOCAL = IPv6Network("fc00::/7")
+
+ACP_SYSCTLS: dict[str, str | int] = {
+    **{
+        f"ipv6/conf/{which}/{name}": value
+        for which in ("all", "default")
+        for name, value in {
+            "disable_ipv6": 0,
+            "accept_ra": 0,
+            "accept_redirects": 0,
+            "autoconf": 0,
+        }.items()
+    },
+    "ipv6/conf/default/addr_gen_mode": 1,
+    "ipv6/conf/all/forwarding": 1,
+}
+
+
+class AcpNamespace:
+    """The namespace in which the ACP's traffic, and nothing else, is routed (RFC 8994 section 6.10)."""
+
+    def __init__(self, state: NodeState, address: AcpAddress, interface: str) -> None:
+        self._state = state
+        self._interface = interface
+        self.address = address
+        self.host_address = address.with_v(1).address
+        self.prefix = address.ula_prefix
+        self.namespace: Namespace | None = None
+        self.netlink: Netlink | None = None
+        self._host_side = 0
+        self.acp0_problem: str | None = "not set up yet"
+
+    async def open(self) -> None:
+        """Make the namespace with the node's own address in it. Raises LinuxError."""
+        self.namespace = Namespace.create(self._state.namespace("acp"))
+        with self.namespace.entered():
+            namespace.write_sysctls(ACP_SYSCTLS)
+            with Nftables() as nftables:
+                nftables.run(acp_policy(HOST_SIDE, self.host_address))
+        self.netlink = Netlink(self.namespace)
+        loopback = await self.netlink.index_of("lo")
+        await self.netlink.set_link(loopback, state="up")
+        await self.netlink.add_address(loopback, self.address.address, 128)
+        # What is for us but for no address in use ends here, not in a loop (RFC 8994 section 6.12.1.11).
+        await self.netlink.replace_blackhole(self.address.prefix)
+
+    async def add_route(self, prefix: IPv6Network, interface: int, next_hop: IPv6Address) -> None:
+        """Install a route that RPL computed. Raises LinuxError; refuses what RPL has no business with."""
+        if prefix != _DEFAULT and not (prefix.subnet_of(_UNIQUE_LOCAL) and prefix.prefixlen >= 48):
+            raise LinuxError(f"routing asked for a route to {prefix}, which is none of the ACP's")
+        if not next_hop.is_link_local:
+            raise LinuxError(f"routing asked for the next hop {next_hop}, which is not link-local")
+        assert self.netlink is not None
+        await self.netlink.replace_route(prefix, index=interface, via=next_hop, onlink=True)
+
+    async def remove_route(self, prefix: IPv6Network, interface: int) -> None:
+        """Remove a route that RPL installed. Raises LinuxError."""
+        assert self.netlink is not None
+        await self.netlink.delete_route(prefix, interface)
+
+    async def flush_routes(self) -> None:
+        """Remove all that RPL installed: its process is gone and knows nothing of them any more."""
+        assert self.netlink is not None
+        for prefix, interface in await self.netlink.our_routes():
+            if interface is not None and prefix != self.address.prefix and interface != self._host_side:
+                await self.netlink.delete_route(prefix, interface)
+
+    async def reconcile_acp0(self, host: Netlink, links: list[Link]) -> None:
+        """Make sure that acp0, its address, its route and its rule are there, whatever the host did to them.
+
+        Raises LinuxError.
+        """
+        acp0 = next((link for link in links if link.name == self._interface), None)
+        if acp0 is None:
+            await self._make_acp0(host)
+            acp0 = next((link for link in await host.links() if link.name == self._interface), None)
+            if acp0 is None:
+                raise LinuxError(f"{self._interface} went away while it was made")
+            log.info("%s is up with %s", self._interface, self.host_address)
+        elif acp0.alias != self._alias:
+            raise UsageError(
+                f"the host already has an interface {self._interface} that is not this node's; "
+                "remove it or set acp.interface in minerva.toml"
+            )
+        if not acp0.up:
+            await host.set_link(acp0.index, state="up")
+        if self.host_address not in await host.addresses(acp0.index):
+            await host.add_address(acp0.index, _HOST_END, 64)
+            await host.add_address(acp0.index, self.host_address, 128)
+        if (self.prefix, acp0.index) not in await host.our_routes(TABLE):
+            await host.replace_route(
+                self.prefix,
+                index=acp0.index,
+                via=_NEXT_HOP,
+                table=TABLE,
+                source=self.host_address,
+                onlink=True,
+            )
+        if not await host.has_rule(PREFERENCE, TABLE):
+            await host.add_rule(PREFERENCE, TABLE)
+        self.acp0_problem = None
+
+    @property
+    def _alias(self) -> str:
+        return f"minerva:{self._state.tag}"
+
+    async def _make_acp0(self, host: Netlink) -> None:
+        assert self.namespace is not None
+        assert self.netlink is not None
+        await host.add_veth(self._interface, HOST_SIDE, self.namespace, alias=self._alias)
+        self._host_side = await self.netlink.index_of(HOST_SIDE)
+        await self.netlink.add_address(self._host_side, _NEXT_HOP, 64)
+        await self.netlink.set_link(self._host_side, state="up")
+        index = await host.index_of(self._interface)
+        await host.set_link(index, state="up")
+        await self.netlink.replace_route(
+            IPv6Network((self.host_address, 128)), index=self._host_side, via=_HOST_END, onlink=True
+        )
+
+    async def remove_acp0(self, host: Netlink) -> None:
+        """Remove acp0 and its rule from the host. Raises LinuxError."""
+        for link in await host.links():
+            if link.alias == self._alias:
+                await host.delete_link(link.index)
+                await host.delete_rule(PREFERENCE, TABLE)
+        self._host_side = 0
+
+    async def close(self, host: Netlink) -> None:
+        """Remove acp0 with all that belongs to it, and the namespace."""
+        await self.remove_acp0(host)
+        if self.netlink is not None:
+            await self.netlink.close()
+        if self.namespace is not None:
+            self.namespace.delete()
+        self.namespace = self.netlink = None
+
+    def status(self) -> dict[str, Any]:
+        """Return the state of acp0 for ``minerva status``."""
+        return {
+            "interface": self._interface,
+            "address": str(self.host_address),
+            "prefix": str(self.prefix),
+            "namespace": self.namespace.name if self.namespace else None,
+            "problem": self.acp0_problem,
+        }

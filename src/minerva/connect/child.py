@@ -1,0 +1,88 @@
+"""What all children of the supervisor have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from minerva.connect.ipc import VERSION, Ipc, IpcError, Message
+from minerva.connect.messages import Ready, Shutdown, StatusReply, StatusRequest
+from minerva.linux import process
+
+log = logging.getLogger(__name__)
+
+
+class Child:
+    """An unprivileged process with one connection, to its supervisor.
+
+    A subclass handles its messages in :meth:`handle` and tells its state in :meth:`state`.
+    """
+
+    @classmethod
+    def prepare(cls, uid: int, root: Path, parent: int) -> None:
+        """Give up all privileges, before anything else; die with the process ``parent``."""
+        process.drop_privileges(uid, root)
+        process.die_with_parent(parent)
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._ipc = Ipc(sock, self._on_message, self._on_close)
+
+    def send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send ``message`` to the supervisor."""
+        self._ipc.send(message, descriptors)
+
+    def _on_message(self, message: Message, descriptors: list[int]) -> None:
+        if isinstance(message, StatusRequest):
+            self.send(StatusReply(message.request, self.state()))
+        elif isinstance(message, Shutdown):
+            self.shutdown()
+        elif not self.handle(message, descriptors):
+            raise IpcError(f"{type(self).__name__} got a {type(message).__name__}")
+
+    def _on_close(self, error: IpcError | None) -> None:
+        if error is not None:
+            log.error("the supervisor sent nonsense: %s", error)
+        self.stop()
+
+    def stop(self) -> None:
+        """End this process."""
+        if not self.finished.done():
+            self.finished.set_result(None)
+
+    def handle(self, message: Message, descriptors: list[int]) -> bool:
+        """Act on ``message``, owning ``descriptors``; return whether it is one for this child."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for ``minerva status``."""
+        raise NotImplementedError
+
+    def shutdown(self) -> None:
+        """Say goodbye to peers and end."""
+        self.stop()
+
+
+def run(make: Callable[[socket.socket], Child], sock: socket.socket) -> None:
+    """Run the child that ``make`` makes until its supervisor ends or says so."""
+
+    async def main() -> None:
+        child = make(sock)
+        child.send(Ready(VERSION))
+        await child.finished
+
+    loop = asyncio.new_event_loop()
+    # An exception nobody caught is a bug: end, be restarted in a known state, and be seen.
+    loop.set_exception_handler(_crash)
+    loop.run_until_complete(main())
+    loop.close()
+
+
+def _crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    log.critical("%s", context["message"], exc_info=context.get("exception"))
+    os._exit(70)

@@ -1,0 +1,124 @@
+"""The configuration of a node: every setting has a default that works, and the whole is checked at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from minerva.core.errors import UsageError
+
+DEFAULT_STATE_DIR = Path("/var/lib/minerva")
+DEFAULT_RUN_DIR = Path("/run/minerva")
+DEFAULT_FILE = Path("/etc/minerva/minerva.toml")
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Which interfaces of the host the ACP uses."""
+
+    include: tuple[str, ...] = ()
+    """Patterns (``eth*``) of names to use although they are virtual."""
+    exclude: tuple[str, ...] = ()
+    """Patterns of names to leave alone, whatever else is said."""
+    bring_up: bool = True
+    """Set a port up that is down when first seen: a machine that nobody configured has no other way."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acp:
+    """The host's interface into the ACP."""
+
+    interface: str = "acp0"
+    unguarded: bool = False
+    """Have the interface even where nftables cannot protect it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rpl:
+    """Routing inside the ACP."""
+
+    root: bool = False
+    """Be a configured root (RFC 8994 section 6.12.1.12)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Debug:
+    """For the workbench; none of it belongs into a network that carries anything."""
+
+    key_log: str = ""
+    """A directory for Wireshark's key tables: whoever reads them reads the ACP."""
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """A node's configuration (``minerva.toml``)."""
+
+    ports: Ports = field(default_factory=Ports)
+    acp: Acp = field(default_factory=Acp)
+    rpl: Rpl = field(default_factory=Rpl)
+    debug: Debug = field(default_factory=Debug)
+    log_level: str = "info"
+
+
+_LOG_LEVELS = ("debug", "info", "warning", "error")
+_MAX_INTERFACE_NAME = 15
+
+
+def _build(cls: Any, value: object, where: str) -> Any:
+    """Return the dataclass ``cls`` made from a TOML table, or raise UsageError naming the setting."""
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} must be a table")
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    if unknown := sorted(set(value) - known):
+        raise UsageError(
+            f"{where}: there is no setting {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+        )
+    return cls(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+
+
+def _convert(kind: Any, value: object, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    if kind == tuple[str, ...]:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise UsageError(f"{where} must be a list of strings")
+    if type(value) is not kind:
+        words = {bool: "true or false", str: "a string", int: "a whole number"}
+        raise UsageError(f"{where} must be {words[kind]}")
+    return value
+
+
+def parse(text: str, source: str) -> Config:
+    """Return the configuration in ``text`` (TOML), which comes from ``source``. Raises UsageError."""
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not TOML: {error}") from error
+    config = _build(Config, table, source)
+    assert isinstance(config, Config)
+    if config.log_level not in _LOG_LEVELS:
+        raise UsageError(f"{source}: log_level must be one of {', '.join(_LOG_LEVELS)}")
+    name = config.acp.interface
+    if not 0 < len(name) <= _MAX_INTERFACE_NAME or "/" in name or name.split() != [name]:
+        raise UsageError(f"{source}: acp.interface {name!r} cannot be the name of an interface")
+    return config
+
+
+def load(path: Path | None) -> Config:
+    """Return the configuration in the file ``path``; without one, that of the default file if it is there."""
+    file = path or DEFAULT_FILE
+    try:
+        text = file.read_text()
+    except FileNotFoundError:
+        if path is None:
+            return Config()
+        raise UsageError(f"there is no configuration file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"cannot read the configuration file {file}: {error}") from error
+    return parse(text, str(file))

@@ -1,0 +1,184 @@
+"""The data plane in user space: packets between a TUN interface and an ESP socket, per channel.
+
+On the wire it is what the kernel's ESP would send, for kernels that have none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+from typing import Any
+
+from minerva.connect.child import Child
+from minerva.connect.ipc import Message
+from minerva.connect.messages import (
+    ChannelAttach,
+    ChannelDetach,
+    ChannelFault,
+    ChannelKeys,
+    ChannelKeysGone,
+    Traffic,
+)
+from minerva.esp.sa import ChannelSAs, InboundSA, OutboundSA
+
+log = logging.getLogger(__name__)
+
+_BATCH = 32
+"""Packets of one channel moved in one direction before all others have their turn."""
+
+_MAX_PACKET = 65_535
+_TRAFFIC_SECONDS = 1.0
+
+
+class _Channel:
+    """Moves the packets of one channel. Nothing leaves without an outbound SA, nothing enters unopened."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, attach: ChannelAttach, tun: int, esp: int) -> None:
+        self.number = attach.channel
+        self.name = attach.name
+        self._mtu = attach.mtu
+        self._loop = loop
+        self._tun = tun
+        self._esp = socket.socket(fileno=esp)
+        self._outbound: dict[int, OutboundSA] = {}  # by the SPI of the inbound SA of the same pair
+        self.sas = ChannelSAs()
+        self.heard = False  # since the last report
+        self.exhausted = False
+        self.unsent = 0
+        loop.add_reader(tun, self._from_acp)
+        loop.add_reader(self._esp, self._from_wire)
+
+    def add_keys(self, keys: ChannelKeys) -> None:
+        """Receive and, from now on, send with a further pair of SAs."""
+        self.sas.add_inbound(InboundSA(keys.spi_in, keys.key_in))
+        self._outbound[keys.spi_in] = OutboundSA(keys.spi_out, keys.key_out)
+        self.sas.set_outbound(self._outbound[keys.spi_in])
+        self.exhausted = False
+
+    def remove_keys(self, spi_in: int) -> None:
+        """Forget a pair of SAs; of those left, the newest is for sending."""
+        self.sas.remove_inbound(spi_in)
+        self._outbound.pop(spi_in, None)
+        self.sas.set_outbound(next(reversed(self._outbound.values()), None))
+
+    def _from_acp(self) -> None:
+        tun, seal, send, size = self._tun, self.sas.seal, self._esp.send, self._mtu + 1
+        for _ in range(_BATCH):
+            try:
+                packet = os.read(tun, size)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._lost(error)
+                return
+            sealed = seal(packet)
+            if sealed is None:
+                continue
+            try:
+                send(sealed)
+            except OSError as error:
+                # A full queue drops, as any link would. What ICMPv6 errors somebody sent is not believed.
+                self.unsent += 1
+                log.debug("%s: send: %s", self.name, error.strerror)
+
+    def _from_wire(self) -> None:
+        tun, unseal, receive = self._tun, self.sas.open, self._esp.recv
+        for _ in range(_BATCH):
+            try:
+                sealed = receive(_MAX_PACKET)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.debug("%s: receive: %s", self.name, error.strerror)
+                return
+            packet = unseal(sealed)
+            if packet is None:
+                continue
+            self.heard = True
+            try:
+                os.write(tun, packet)
+            except BlockingIOError:
+                self.unsent += 1
+            except OSError as error:
+                self._lost(error)
+                return
+
+    def _lost(self, error: OSError) -> None:
+        if error.errno == errno.EIO:  # the interface is down: it is about to go, and the supervisor knows
+            log.debug("%s is down", self.name)
+            return
+        log.warning("%s: %s", self.name, error.strerror)
+
+    def close(self) -> None:
+        """Stop, and close both descriptors; the interface goes with them."""
+        self._loop.remove_reader(self._tun)
+        self._loop.remove_reader(self._esp)
+        os.close(self._tun)
+        self._esp.close()
+
+    def status(self) -> dict[str, Any]:
+        counters = self.sas.counters()
+        outbound = self.sas.outbound
+        return {
+            "channel": self.number,
+            "packets_in": counters.packets_in,
+            "packets_out": counters.packets_out,
+            "bytes_in": counters.bytes_in,
+            "bytes_out": counters.bytes_out,
+            "unsent": self.unsent,
+            "drops": {reason.value: count for reason, count in counters.drops.items()},
+            "spis_in": [f"{spi:08x}" for spi in self.sas.inbound_spis],
+            "spi_out": f"{outbound.spi:08x}" if outbound is not None else None,
+        }
+
+
+class DataPlane(Child):
+    """The data plane process."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._loop = asyncio.get_running_loop()
+        self._channels: dict[int, _Channel] = {}
+        self._loop.call_later(_TRAFFIC_SECONDS, self._report)
+
+    def handle(self, message: Message, descriptors: list[int]) -> bool:
+        match message:
+            case ChannelAttach() if len(descriptors) == 2:
+                self._detach(message.channel)
+                self._channels[message.channel] = _Channel(self._loop, message, *descriptors)
+            case ChannelDetach():
+                self._detach(message.channel)
+            case ChannelKeys():
+                if (channel := self._channels.get(message.channel)) is not None:
+                    channel.add_keys(message)
+            case ChannelKeysGone():
+                if (channel := self._channels.get(message.channel)) is not None:
+                    channel.remove_keys(message.spi_in)
+            case _:
+                return False
+        return True
+
+    def _detach(self, number: int) -> None:
+        if (channel := self._channels.pop(number, None)) is not None:
+            channel.close()
+
+    def _report(self) -> None:
+        """Tell who was heard, and whose keys are used up."""
+        self._loop.call_later(_TRAFFIC_SECONDS, self._report)
+        heard = []
+        for channel in self._channels.values():
+            if channel.heard:
+                channel.heard = False
+                heard.append(channel.number)
+            outbound = channel.sas.outbound
+            if outbound is not None and outbound.rekey_due and not channel.exhausted:
+                channel.exhausted = True
+                self.send(ChannelFault(channel.number, "its sequence numbers are nearly used up"))
+        if heard:
+            self.send(Traffic(tuple(heard)))
+
+    def state(self) -> dict[str, Any]:
+        return {"channels": [channel.status() for channel in self._channels.values()]}

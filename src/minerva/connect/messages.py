@@ -1,0 +1,332 @@
+"""Every message between the supervisor and its children. ``docs/ipc.md`` shows them in CDDL.
+
+Directions: S supervisor, G signer, A abutment, D data plane, P plane. All go through the supervisor, which
+checks what it acts upon. Descriptors that travel with a message are named in its docstring.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
+from typing import Any
+
+from minerva.connect.ipc import Message, message
+from minerva.core.secret import Secret
+
+# --- all children ------------------------------------------------------------------------------------------
+
+
+@message(1)
+@dataclass(frozen=True, slots=True)
+class Ready(Message):
+    """Any child → S: I have dropped all privileges and wait for work; ``version`` is ipc.VERSION."""
+
+    version: int
+
+
+@message(2)
+@dataclass(frozen=True, slots=True)
+class StatusRequest(Message):
+    """S → any child: tell me your state."""
+
+    request: int
+
+
+@message(3)
+@dataclass(frozen=True, slots=True)
+class StatusReply(Message):
+    """Any child → S: my state, as JSON would hold it."""
+
+    request: int
+    state: Any
+
+
+@message(4)
+@dataclass(frozen=True, slots=True)
+class Shutdown(Message):
+    """S → any child: say goodbye to your peers and end."""
+
+
+@message(5)
+@dataclass(frozen=True, slots=True)
+class Identity(Message):
+    """S → G, A, P: the certificates of this node in PEM. To G with [private key, a sealed memory file]."""
+
+    certificate: bytes
+    chain: bytes
+    anchors: bytes
+
+
+# --- signer ------------------------------------------------------------------------------------------------
+
+
+@message(10)
+@dataclass(frozen=True, slots=True)
+class SignerReady(Message):
+    """G → S: the key is loaded and belongs to the certificate, or ``problem`` says why not."""
+
+    problem: str | None
+
+
+@message(11)
+@dataclass(frozen=True, slots=True)
+class SignRequest(Message):
+    """A → S → G: sign as RFC 7296 section 2.15 says; ``hash`` is an RFC 7427 hash algorithm number."""
+
+    request: int
+    message: bytes
+    nonce: bytes
+    maced_id: bytes
+    hash: int
+
+
+@message(12)
+@dataclass(frozen=True, slots=True)
+class SignReply(Message):
+    """G → S → A: the signature, or null and the reason."""
+
+    request: int
+    signature: bytes | None
+    reason: str
+
+
+# --- abutment ----------------------------------------------------------------------------------------------
+
+
+@message(20)
+@dataclass(frozen=True, slots=True)
+class AbutmentStart(Message):
+    """S → A: begin; with ``key_log`` report the session keys."""
+
+    key_log: bool
+
+
+@message(21)
+@dataclass(frozen=True, slots=True)
+class PortUp(Message):
+    """S → A: a port is ready; with [DULL GRASP socket, IKE socket]."""
+
+    port: int
+    name: str
+    link_local: IPv6Address
+
+
+@message(22)
+@dataclass(frozen=True, slots=True)
+class PortDown(Message):
+    """S → A: a port has lost its carrier or is gone; its sockets are of no use."""
+
+    port: int
+
+
+@message(23)
+@dataclass(frozen=True, slots=True)
+class ChannelKeys(Message):
+    """A → S → D: a channel has a (further) pair of child SAs; the newest is for sending.
+
+    Keys are 32 bytes of AES-256 and 4 of salt. A channel is what connects one port with one peer's
+    link-local address; it begins with its first pair and ends with its last.
+    """
+
+    channel: int
+    spi_in: int
+    spi_out: int
+    key_in: Secret
+    key_out: Secret
+
+
+@message(24)
+@dataclass(frozen=True, slots=True)
+class ChannelOpen(Message):
+    """A → S: a channel to an authenticated peer is about to get its first keys."""
+
+    channel: int
+    port: int
+    peer: IPv6Address
+    peer_name: str
+
+
+@message(25)
+@dataclass(frozen=True, slots=True)
+class ChannelKeysGone(Message):
+    """A → S → D: this pair of child SAs is deleted."""
+
+    channel: int
+    spi_in: int
+
+
+@message(26)
+@dataclass(frozen=True, slots=True)
+class ChannelClosed(Message):
+    """A → S: the last pair of a channel is gone, or its peer: tell routing at once."""
+
+    channel: int
+    reason: str
+
+
+@message(27)
+@dataclass(frozen=True, slots=True)
+class DataPlaneLost(Message):
+    """S → A: the sending SAs are lost for good; every channel needs fresh ones."""
+
+
+@message(28)
+@dataclass(frozen=True, slots=True)
+class Traffic(Message):
+    """D → S → A: authenticated packets came in on these channels since the last such message."""
+
+    channels: tuple[int, ...]
+
+
+@message(29)
+@dataclass(frozen=True, slots=True)
+class KeyLog(Message):
+    """A → S: a line for one of Wireshark's key tables; only sent when the operator asked for it."""
+
+    table: str
+    line: str
+
+
+@message(30)
+@dataclass(frozen=True, slots=True)
+class NeighbourHeard(Message):
+    """A → S: a neighbour announced itself on a port for the first time; for the node's own statistics."""
+
+    port: int
+    address: IPv6Address
+
+
+@message(31)
+@dataclass(frozen=True, slots=True)
+class ChannelRefused(Message):
+    """S → A: the channel cannot be set up on this machine; ``reason`` says why."""
+
+    channel: int
+    reason: str
+
+
+# --- data plane --------------------------------------------------------------------------------------------
+
+
+@message(40)
+@dataclass(frozen=True, slots=True)
+class ChannelAttach(Message):
+    """S → D: move packets for this channel; with [TUN, ESP socket]."""
+
+    channel: int
+    name: str
+    mtu: int
+
+
+@message(41)
+@dataclass(frozen=True, slots=True)
+class ChannelDetach(Message):
+    """S → D: the channel is over: forget its keys and close its descriptors."""
+
+    channel: int
+
+
+@message(42)
+@dataclass(frozen=True, slots=True)
+class ChannelFault(Message):
+    """D → S → A: the channel cannot send any more under these keys: make fresh ones."""
+
+    channel: int
+    reason: str
+
+
+# --- plane -------------------------------------------------------------------------------------------------
+
+
+@message(50)
+@dataclass(frozen=True, slots=True)
+class PlaneStart(Message):
+    """S → P: begin to route for ``address`` and ``prefix``; with [RPL socket of the ACP namespace]."""
+
+    address: IPv6Address
+    prefix: IPv6Network
+    preference: int
+
+
+@message(51)
+@dataclass(frozen=True, slots=True)
+class InterfaceUp(Message):
+    """S → P: a channel interface is up; ``rank_factor`` is that of RFC 8994 section 6.12.1.6."""
+
+    interface: int
+    name: str
+    link_local: IPv6Address
+    rank_factor: int
+
+
+@message(52)
+@dataclass(frozen=True, slots=True)
+class InterfaceDown(Message):
+    """S → P: a channel interface is gone, now."""
+
+    interface: int
+
+
+@message(53)
+@dataclass(frozen=True, slots=True)
+class RouteAdd(Message):
+    """P → S: route ``prefix`` to ``next_hop`` on ``interface``."""
+
+    prefix: IPv6Network
+    interface: int
+    next_hop: IPv6Address
+
+
+@message(54)
+@dataclass(frozen=True, slots=True)
+class RouteRemove(Message):
+    """P → S: forget that route."""
+
+    prefix: IPv6Network
+    interface: int
+
+
+# --- zygote and guard --------------------------------------------------------------------------------------
+
+
+@message(60)
+@dataclass(frozen=True, slots=True)
+class Fork(Message):
+    """S → zygote: make a child; with [its end of the connection] or [that end, its network namespace]."""
+
+    role: str
+    name: str
+
+
+@message(61)
+@dataclass(frozen=True, slots=True)
+class Forked(Message):
+    """Zygote → S: the child called ``name`` runs."""
+
+    name: str
+    pid: int
+
+
+@message(62)
+@dataclass(frozen=True, slots=True)
+class Exited(Message):
+    """Zygote → S: a child has ended; ``status`` is its exit code, negative for a signal."""
+
+    pid: int
+    status: int
+
+
+@message(63)
+@dataclass(frozen=True, slots=True)
+class GuardApply(Message):
+    """S → guard: put this table into the host and keep it as long as you live."""
+
+    commands: str
+
+
+@message(64)
+@dataclass(frozen=True, slots=True)
+class GuardReady(Message):
+    """Guard → S: the table is in place, or ``problem`` says why not."""
+
+    problem: str | None

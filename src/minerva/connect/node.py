@@ -1,0 +1,69 @@
+"""From the command line to a running node, in the order that keeps secrets apart."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from datetime import UTC, datetime
+from pathlib import Path
+
+from minerva.connect import config as configuration
+from minerva.connect import log, zygote
+from minerva.connect.state import NodeState
+from minerva.core.errors import UsageError
+from minerva.pki.identity import check_own, load_identity
+
+
+def run_node(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
+    """Run the node with its identity in ``state_dir`` until it is told to stop. Raises MinervaError."""
+    config = configuration.load(config_file)
+    log.configure("supervisor", config.log_level)
+    empty_root = _prepare_run_dir(run_dir)
+    # Before anything secret is read: what the zygote has in memory, every child has.
+    pid, sock = zygote.start(empty_root)
+    try:
+        state = NodeState(state_dir)
+        identity = load_identity(state_dir)
+        check_own(identity, datetime.now(UTC))
+        _check_key_file(state_dir / "key.pem")
+        # Only now, and only here: pyroute2 costs 23 MiB, which no child needs.
+        from minerva.connect.supervisor import Supervisor
+
+        async def main() -> None:
+            await Supervisor(state, run_dir, config, identity, (pid, sock)).run()
+
+        asyncio.run(main())
+    finally:
+        sock.close()
+        _end(pid)
+
+
+def _prepare_run_dir(run_dir: Path) -> Path:
+    empty_root = run_dir / "empty"
+    try:
+        run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        empty_root.mkdir(mode=0o555, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot use the run directory {run_dir}: {error.strerror}") from error
+    return empty_root
+
+
+def _check_key_file(path: Path) -> None:
+    """Check what can be checked of a key without reading it."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} is missing: a node directory holds cert.pem, chain.pem, key.pem and anchors.pem"
+        ) from None
+    if mode & 0o077:
+        raise UsageError(f"{path} can be read by others: 'chmod 600 {path}'")
+
+
+def _end(pid: int) -> None:
+    try:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    except (ProcessLookupError, ChildProcessError):
+        return  # ended, and reaped, before

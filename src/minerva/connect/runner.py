@@ -1,0 +1,85 @@
+"""Drives a sans-IO core on a socket in asyncio: the live counterpart of ``sim.driver``."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from ipaddress import IPv6Address
+from typing import Any
+
+from minerva.core.sansio import Core
+
+log = logging.getLogger(__name__)
+
+_BATCH = 64
+"""Datagrams read before anybody else has a turn."""
+
+
+class CoreRunner:
+    """One core on one UDP socket that is bound to its device; ``on_event(event, now)`` gets its events."""
+
+    def __init__(self, core: Core, sock: socket.socket, on_event: Callable[[Any, float], None]) -> None:
+        self._core = core
+        self._socket = sock
+        self._on_event = on_event
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self._pumping = False
+        self.unsent = 0
+        self._loop.add_reader(sock, self._readable)
+
+    def _readable(self) -> None:
+        now = self._loop.time()
+        for _ in range(_BATCH):
+            try:
+                data, (host, port, _, _) = self._socket.recvfrom(65_535)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                log.debug("receive: %s", error.strerror)
+                break
+            self._core.receive(data, IPv6Address(host.partition("%")[0]), port, now)
+        self.pump()
+
+    def pump(self) -> None:
+        """Send what is to be sent, take events, arm the timer. To be called after using the core."""
+        if self._pumping:
+            return
+        self._pumping = True
+        try:
+            now, progress = self._loop.time(), True
+            while progress:
+                progress = self._send(now)
+                while (event := self._core.next_event()) is not None:
+                    progress = True
+                    self._on_event(event, now)
+        finally:
+            self._pumping = False
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self._core.next_timer()
+        self._timer = None if when is None else self._loop.call_at(when, self._expire)
+
+    def _send(self, now: float) -> bool:
+        datagrams = self._core.datagrams_to_send(now)
+        for datagram in datagrams:
+            try:
+                self._socket.sendto(datagram.data, (str(datagram.address), datagram.port))
+            except OSError as error:  # a full queue or a link that went down: protocols retransmit
+                self.unsent += 1
+                log.debug("send to %s: %s", datagram.address, error.strerror)
+        return bool(datagrams)
+
+    def _expire(self) -> None:
+        self._timer = None
+        self._core.on_timer(self._loop.time())
+        self.pump()
+
+    def close(self) -> None:
+        """Stop driving, and close the socket."""
+        if self._timer is not None:
+            self._timer.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()

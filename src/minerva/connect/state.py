@@ -1,0 +1,118 @@
+"""What makes a node itself across restarts: its secret, and all the names and addresses derived from it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import hmac
+import os
+import tempfile
+from ipaddress import IPv6Address
+from pathlib import Path
+
+from minerva.core.errors import UsageError
+from minerva.core.secret import Secret
+
+_SECRET_BYTES = 32
+_LINK_LOCAL = int(IPv6Address("fe80::"))
+_LOCALLY_ADMINISTERED, _MULTICAST = 0x02, 0x01
+
+
+def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
+    """Write ``path`` so that after a power cut it holds either the old content or the new."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            os.fchmod(file.fileno(), mode)
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).rename(path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+class NodeState:
+    """The state directory of a node, locked for as long as this process lives.
+
+    Everything that the node makes in the kernel carries ``tag``, six hex digits that depend on its secret
+    alone, so that the next start finds what this one could not remove.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        """Lock the directory and read, or make, the node's secret. Raises UsageError."""
+        self.directory = directory
+        try:
+            self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError as error:
+            raise UsageError(
+                f"cannot use the state directory {directory}: {error.strerror}; "
+                "make one with 'minerva ca issue CA_DIR NODE_DIR' or name another with --state-dir"
+            ) from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UsageError(
+                f"a node already runs with the state directory {directory}; stop it first"
+            ) from None
+        self._secret = self._load_secret()
+        self.tag = self._derive("tag")[:3].hex()
+
+    def _load_secret(self) -> Secret:
+        path = self.directory / "node-secret"
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            data = os.urandom(_SECRET_BYTES)
+            try:
+                write_file(path, data)
+            except OSError as error:
+                raise UsageError(f"cannot write {path}: {error.strerror}") from error
+        except OSError as error:
+            raise UsageError(f"cannot read {path}: {error.strerror}") from error
+        if len(data) != _SECRET_BYTES:
+            raise UsageError(f"{path} is damaged: remove it, and the node gets new link-local addresses")
+        return Secret(data)
+
+    def _derive(self, *what: str | bytes) -> bytes:
+        text = b"\0".join(item.encode() if isinstance(item, str) else item for item in what)
+        return hmac.digest(self._secret.reveal(), text, hashlib.sha256)
+
+    def namespace(self, what: str) -> str:
+        """Return the name of the node's network namespace for ``what`` (``acp`` or a port)."""
+        return f"{self.namespace_prefix}{what}"
+
+    @property
+    def namespace_prefix(self) -> str:
+        """What the names of all namespaces of this node begin with."""
+        return f"minerva-{self.tag}-"
+
+    def mac(self, port: str, permanent: str, attempt: int) -> str:
+        """Return the MAC address of our own interface on a port: stable, and not the port's.
+
+        ``attempt`` counts up when another station on the link turned out to have that address.
+        """
+        raw = bytearray(self._derive("mac", port, permanent, str(attempt))[:6])
+        raw[0] = (raw[0] | _LOCALLY_ADMINISTERED) & ~_MULTICAST
+        return raw.hex(":")
+
+    def channel_link_local(self, port: str, peer: IPv6Address) -> IPv6Address:
+        """Return the link-local address of a channel's interface inside the ACP.
+
+        A keyed hash: nothing that is seen or sent on the wire tells it or can collide with it on purpose
+        (RFC 8994 section 6.13.5.2).
+        """
+        return IPv6Address(_LINK_LOCAL | int.from_bytes(self._derive("channel", port, peer.packed)[:8]))
+
+
+def link_local_of(mac: str) -> IPv6Address:
+    """Return the link-local address with the modified EUI-64 of ``mac`` (RFC 4291 appendix A)."""
+    raw = bytearray.fromhex(mac.replace(":", ""))
+    raw[0] ^= _LOCALLY_ADMINISTERED
+    return IPv6Address(_LINK_LOCAL | int.from_bytes(raw[:3] + b"\xff\xfe" + raw[3:]))

@@ -1,0 +1,443 @@
+"""The supervisor: root, and the only process with netlink. It parses nothing that comes from the network."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from minerva.connect import channels, leftovers
+from minerva.connect import messages as m
+from minerva.connect.acp import AcpNamespace
+from minerva.connect.channels import Channel
+from minerva.connect.children import Children
+from minerva.connect.config import Config
+from minerva.connect.control import ControlServer
+from minerva.connect.ipc import Message
+from minerva.connect.ports import Port, Ports
+from minerva.connect.state import NodeState
+from minerva.core.errors import UsageError
+from minerva.linux import process, sockets
+from minerva.linux.errors import LinuxError
+from minerva.linux.firewall import guard_policy
+from minerva.linux.netlink import Netlink
+from minerva.pki.identity import Identity
+
+log = logging.getLogger(__name__)
+
+_RECONCILE_SECONDS = 10.0
+_DEBOUNCE_SECONDS = 0.05
+_GOODBYE_SECONDS = 1.5
+_SLOW_LINK_MBIT = 100
+_FAST, _SLOW = 1, 5  # rank factors (RFC 8994 section 6.12.1.6)
+_PREFERENCE_ROOT, _PREFERENCE_DEFAULT = 4, 1  # RFC 8994 section 6.12.1.12
+
+
+class Supervisor:
+    """One node. :meth:`run` returns when the node was told to end; then nothing of it is left."""
+
+    def __init__(
+        self,
+        state: NodeState,
+        run_dir: Path,
+        config: Config,
+        identity: Identity,
+        zygote: tuple[int, socket.socket],
+    ) -> None:
+        self._state = state
+        self._run_dir = run_dir
+        self._config = config
+        self._identity = identity
+        self._stop = asyncio.Event()
+        self._failure: UsageError | None = None
+        self._host = Netlink()
+        self._acp = AcpNamespace(state, identity.address, config.acp.interface)
+        self._ports = Ports(state, config.ports, self._host, self._port_up, self._port_down)
+        self._children = Children(zygote[1], zygote[0], self._zygote_lost)
+        self._channels: dict[int, Channel] = {}
+        self._signing: set[int] = set()
+        self._acp_work: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
+        self._look = asyncio.Event()
+        self._guarded = asyncio.Event()
+        self._guard_problem: str | None = "not applied yet"
+        self._routed: set[tuple[str, int]] = set()
+        self._started = time.monotonic()
+        self._milestones: dict[str, float] = {}
+        self._control = ControlServer(
+            run_dir / leftovers.CONTROL_SOCKET,
+            {"status": self._status, "milestones": self._tell_milestones, "stop": self._stop_command},
+        )
+
+    # --- life ------------------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Run the node until a signal or the control socket says stop. Raises UsageError, LinuxError."""
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._stop.set)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await leftovers.remove(self._state, self._run_dir, self._host)
+            await self._acp.open()
+            self._start_children()
+            await self._control.start()
+            await self._host.subscribe()
+            tasks = [
+                asyncio.create_task(self._watch_host()),
+                asyncio.create_task(self._reconcile()),
+                asyncio.create_task(self._work_on_acp()),
+            ]
+            stopping = asyncio.create_task(self._stop.wait())
+            done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
+            stopping.cancel()
+            for task in done - {stopping}:
+                task.result()
+            if self._failure is not None:
+                raise self._failure
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._tear_down()
+
+    async def _tear_down(self) -> None:
+        log.info("stopping")
+        self._control.close()
+        await self._children.say_goodbye(("abutment", "plane"), m.Shutdown(), _GOODBYE_SECONDS)
+        await self._ports.close()
+        await self._acp.close(self._host)
+        self._children.close()
+        (self._run_dir / leftovers.GUARD_FILE).unlink(missing_ok=True)
+        while not self._acp_work.empty():
+            self._acp_work.get_nowait().close()
+        await self._host.close()
+        log.info("stopped; nothing is left behind")
+
+    def _zygote_lost(self) -> None:
+        self._failure = UsageError("the zygote process was lost; start the node again")
+        self._stop.set()
+
+    async def _tell_milestones(self, _: dict[str, Any]) -> dict[str, Any]:
+        return {"started": self._started, "milestones": self._milestones}
+
+    async def _stop_command(self, _: dict[str, Any]) -> dict[str, Any]:
+        self._stop.set()
+        return {"stopping": True}
+
+    # --- children --------------------------------------------------------------------------------------
+
+    def _start_children(self) -> None:
+        start = self._children.start
+        start("signer", self._from_signer, self._signer_ready, self._signer_lost)
+        start("abutment", self._from_abutment, self._abutment_ready, self._abutment_lost)
+        start("data-plane", self._from_data_plane, lambda: None, self._data_plane_lost)
+        assert self._acp.namespace is not None
+        start(
+            "plane",
+            self._from_plane,
+            self._plane_ready,
+            self._plane_lost,
+            namespace=self._acp.namespace.descriptor,
+        )
+        host = os.open("/proc/self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+        start("guard", self._from_guard, self._guard_ready, self._guard_lost, namespace=host)
+
+    def _identity_message(self) -> m.Identity:
+        identity = self._identity
+        groups = ((identity.certificate,), identity.chain, identity.anchors)
+        return m.Identity(*(b"".join(item.public_bytes(Encoding.PEM) for item in group) for group in groups))
+
+    # --- signer ----------------------------------------------------------------------------------------
+
+    def _signer_ready(self) -> None:
+        # Copied by the kernel: the key's bytes are never in our memory, nor in that of what we fork.
+        try:
+            key = process.sealed_copy(self._state.directory / "key.pem", "minerva-key")
+        except OSError as error:
+            self._fail(f"cannot read {self._state.directory}/key.pem: {error.strerror}")
+            return
+        self._children["signer"].send(self._identity_message(), [key])
+        os.close(key)
+
+    def _from_signer(self, message: Message, _: list[int]) -> None:
+        match message:
+            case m.SignerReady(problem=None):
+                log.info("the signer holds the key of %s", self._identity.node_name)
+            case m.SignerReady(problem=problem):
+                self._fail(
+                    f"{self._state.directory}: {problem}; issue the directory anew ('minerva ca issue')"
+                )
+            case m.SignReply():
+                self._signing.discard(message.request)
+                self._children["abutment"].send(message)
+
+    def _signer_lost(self) -> None:
+        for request in self._signing:
+            self._children["abutment"].send(m.SignReply(request, None, "the signer was started again"))
+        self._signing.clear()
+
+    def _fail(self, reason: str) -> None:
+        self._failure = UsageError(reason)
+        self._stop.set()
+
+    # --- guard -----------------------------------------------------------------------------------------
+
+    def _guard_ready(self) -> None:
+        commands = guard_policy(self._state.tag, self._acp.prefix, self._config.acp.interface)
+        self._children["guard"].send(m.GuardApply(commands))
+
+    def _from_guard(self, message: Message, _: list[int]) -> None:
+        if not isinstance(message, m.GuardReady):
+            return
+        self._guard_problem = message.problem
+        if message.problem is None:
+            leftovers.record_guard(self._run_dir, self._children["guard"].pid)
+            self._guarded.set()
+        elif self._config.acp.unguarded:
+            log.warning(
+                "acp0 is not guarded: %s; the configuration says to have it all the same", message.problem
+            )
+            self._guarded.set()
+        else:
+            log.error("acp0 stays off, because its guard cannot be put up: %s", message.problem)
+        self._look.set()
+
+    def _guard_lost(self) -> None:
+        """Take acp0 away for as long as it is not guarded."""
+        self._guarded.clear()
+        self._guard_problem = "its process ended"
+        if not self._config.acp.unguarded:
+            self._acp_work.put_nowait(self._acp.remove_acp0(self._host))
+
+    # --- ports -----------------------------------------------------------------------------------------
+
+    async def _watch_host(self) -> None:
+        async for _ in self._host.link_changes():
+            self._look.set()
+
+    async def _reconcile(self) -> None:
+        while True:
+            try:
+                links = await self._host.links()
+                await self._ports.reconcile(links)
+                if self._guarded.is_set():
+                    await self._acp.reconcile_acp0(self._host, links)
+                    self._milestone("acp0")
+            except LinuxError as error:
+                log.error("%s; trying again", error)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._look.wait(), _RECONCILE_SECONDS)
+            await asyncio.sleep(_DEBOUNCE_SECONDS)
+            self._look.clear()
+
+    def _milestone(self, name: str) -> None:
+        if name not in self._milestones:
+            self._milestones[name] = time.monotonic() - self._started
+
+    def _port_up(self, port: Port) -> None:
+        self._milestone("link_ready")
+        assert port.link_local is not None
+        self._children["abutment"].send(
+            m.PortUp(port.number, port.name, port.link_local), [sock.fileno() for sock in port.descriptors]
+        )
+
+    async def _port_down(self, port: Port) -> None:
+        self._children["abutment"].send(m.PortDown(port.number))
+        for channel in [channel for channel in self._channels.values() if channel.port is port]:
+            self._close_channel(channel.number, "the port is down")
+
+    # --- abutment --------------------------------------------------------------------------------------
+
+    def _abutment_ready(self) -> None:
+        abutment = self._children["abutment"]
+        abutment.send(self._identity_message())
+        abutment.send(m.AbutmentStart(key_log=bool(self._config.debug.key_log)))
+        for port in self._ports.ports.values():
+            if port.announced:
+                self._port_up(port)
+
+    def _abutment_lost(self) -> None:
+        self._signing.clear()
+        for number in list(self._channels):
+            self._close_channel(number, "the abutment was started again")
+
+    def _from_abutment(self, message: Message, _: list[int]) -> None:
+        match message:
+            case m.SignRequest():
+                self._signing.add(message.request)
+                self._children["signer"].send(message)
+            case m.NeighbourHeard():
+                self._milestone("neighbour_heard")
+            case m.ChannelOpen():
+                self._milestone("ike_established")
+                self._acp_work.put_nowait(self._open_channel(message))
+            case m.ChannelKeys() | m.ChannelKeysGone():
+                self._acp_work.put_nowait(self._to_data_plane(message))
+            case m.ChannelClosed():
+                self._acp_work.put_nowait(self._channel_closed(message))
+            case m.KeyLog():
+                self._write_key_log(message)
+
+    async def _to_data_plane(self, message: m.ChannelKeys | m.ChannelKeysGone) -> None:
+        if message.channel in self._channels:
+            self._children["data-plane"].send(message)
+
+    async def _channel_closed(self, message: m.ChannelClosed) -> None:
+        self._close_channel(message.channel, message.reason)
+
+    async def _open_channel(self, message: m.ChannelOpen) -> None:
+        port = self._ports.by_number(message.port)
+        if port is None or message.channel in self._channels:
+            self._children["abutment"].send(m.ChannelRefused(message.channel, "there is no such port"))
+            return
+        taken = {channel.interface for channel in self._channels.values()}
+        try:
+            channel, descriptors = await channels.set_up(
+                message.channel, port, message.peer, message.peer_name, self._state, self._acp, taken
+            )
+        except LinuxError as error:
+            log.error("no channel to %s on %s: %s", message.peer, port.name, error)
+            self._children["abutment"].send(m.ChannelRefused(message.channel, str(error)))
+            return
+        self._channels[channel.number] = channel
+        self._children["data-plane"].send(
+            m.ChannelAttach(channel.number, channel.interface, channel.mtu), descriptors
+        )
+        for descriptor in descriptors:
+            os.close(descriptor)
+        log.info("channel %s to %s (%s) is up", channel.interface, channel.peer_name, channel.peer)
+        self._interface_up(channel)
+
+    def _close_channel(self, number: int, reason: str) -> None:
+        channel = self._channels.pop(number, None)
+        if channel is None:
+            return
+        log.info("channel %s to %s is down: %s", channel.interface, channel.peer_name, reason)
+        # Routing first: it is what the rest of the network waits for.
+        self._children["plane"].send(m.InterfaceDown(channel.index))
+        self._children["data-plane"].send(m.ChannelDetach(number))
+
+    def _write_key_log(self, message: m.KeyLog) -> None:
+        if not self._config.debug.key_log or message.table not in ("ikev2_decryption_table", "esp_sa"):
+            return
+        with Path(self._config.debug.key_log, message.table).open("a") as file:
+            file.write(message.line + "\n")
+
+    # --- data plane ------------------------------------------------------------------------------------
+
+    def _from_data_plane(self, message: Message, _: list[int]) -> None:
+        if isinstance(message, m.Traffic | m.ChannelFault):
+            self._children["abutment"].send(message)
+
+    def _data_plane_lost(self) -> None:
+        """Its interfaces are gone with it, and its sending keys must never be used again."""
+        for number in list(self._channels):
+            self._close_channel(number, "the data plane was started again")
+        self._children["abutment"].send(m.DataPlaneLost())
+
+    # --- plane -----------------------------------------------------------------------------------------
+
+    def _plane_ready(self) -> None:
+        assert self._acp.namespace is not None
+        with self._acp.namespace.entered():
+            sock = sockets.rpl_socket()
+        preference = _PREFERENCE_ROOT if self._config.rpl.root else _PREFERENCE_DEFAULT
+        self._children["plane"].send(
+            m.PlaneStart(self._acp.address.address, self._acp.address.prefix, preference), [sock.fileno()]
+        )
+        sock.close()
+        for channel in self._channels.values():
+            self._interface_up(channel)
+
+    def _interface_up(self, channel: Channel) -> None:
+        self._children["plane"].send(
+            m.InterfaceUp(
+                channel.index, channel.interface, channel.link_local, _rank_factor(channel.port.name)
+            )
+        )
+
+    def _from_plane(self, message: Message, _: list[int]) -> None:
+        match message:
+            case m.RouteAdd():
+                self._acp_work.put_nowait(self._add_route(message))
+            case m.RouteRemove():
+                self._acp_work.put_nowait(self._acp.remove_route(message.prefix, message.interface))
+
+    async def _add_route(self, message: m.RouteAdd) -> None:
+        if all(channel.index != message.interface for channel in self._channels.values()):
+            return  # the channel went down while the message was under way
+        await self._acp.add_route(message.prefix, message.interface, message.next_hop)
+        self._milestone("routed")
+
+    def _plane_lost(self) -> None:
+        self._acp_work.put_nowait(self._acp.flush_routes())
+
+    async def _work_on_acp(self) -> None:
+        """Do what children asked for in the ACP namespace, one thing after the other, in their order."""
+        while True:
+            work = await self._acp_work.get()
+            try:
+                await work
+            except LinuxError as error:
+                log.error("%s", error)
+
+    # --- status ----------------------------------------------------------------------------------------
+
+    async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
+        abutment, data_plane, plane, signer = await asyncio.gather(
+            *(self._children.state_of(role) for role in ("abutment", "data-plane", "plane", "signer"))
+        )
+        expires = self._identity.certificate.not_valid_after_utc
+        return {
+            "node": {
+                "name": str(self._identity.node_name),
+                "address": str(self._identity.address),
+                "domain": self._identity.node_name.domain,
+                "scheme": self._identity.address.scheme.name.lower(),
+                "certificate_expires": expires.isoformat(),
+                "certificate_valid": datetime.now(UTC) < expires,
+                "tag": self._state.tag,
+                "data_plane": "user",
+                "uptime": round(time.monotonic() - self._started, 3),
+            },
+            "acp0": self._acp.status()
+            | {"guard": "in place" if self._guard_problem is None else self._guard_problem},
+            "milestones": self._milestones,
+            "ports": self._ports.status(),
+            "neighbours": (abutment or {}).get("neighbours", []),
+            "channels": self._channel_status(abutment, data_plane),
+            "rpl": plane,
+            "counters": {
+                "abutment": (abutment or {}).get("counters"),
+                "data_plane": (data_plane or {}).get("counters"),
+                "signer": signer,
+            },
+            "processes": self._children.status(),
+        }
+
+    def _channel_status(self, abutment: Any, data_plane: Any) -> list[dict[str, Any]]:
+        secured = {item["channel"]: item for item in (abutment or {}).get("channels", [])}
+        moved = {item["channel"]: item for item in (data_plane or {}).get("channels", [])}
+        return [
+            channel.status() | secured.get(channel.number, {}) | moved.get(channel.number, {})
+            for channel in sorted(self._channels.values(), key=lambda channel: channel.interface)
+        ]
+
+
+def _rank_factor(port: str) -> int:
+    """Return OF0's rank factor for a port: 5 at 100 Mb/s and below (RFC 8994 section 6.12.1.6)."""
+    try:
+        speed = int(Path("/sys/class/net", port, "speed").read_text())
+    except (OSError, ValueError):
+        return _FAST  # no speed to be known, or not in this namespace's sysfs
+    return _SLOW if 0 < speed <= _SLOW_LINK_MBIT else _FAST

@@ -1,0 +1,161 @@
+"""Diffie-Hellman, PRFs and the key schedule (RFC 7296 sections 2.13, 2.14, 2.17; RFC 5903, RFC 8031)."""
+
+from __future__ import annotations
+
+import hmac
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cryptography.hazmat.primitives.asymmetric import ec, x25519
+
+from minerva.core.secret import Secret
+from minerva.ikev2.constants import DhGroup, PrfId
+from minerva.ikev2.errors import IkeCryptoError
+
+AEAD_KEY_LENGTH = 36
+"""The keying material of AES-GCM with 256-bit keys, in bytes: the key and 4 of salt (RFC 4106, RFC 5282)."""
+
+_PRF_HASHES = {
+    PrfId.PRF_HMAC_SHA2_256: ("sha256", 32),
+    PrfId.PRF_HMAC_SHA2_384: ("sha384", 48),
+    PrfId.PRF_HMAC_SHA2_512: ("sha512", 64),
+}
+
+MACED_ID_LENGTHS = frozenset(length for _, length in _PRF_HASHES.values())
+"""The lengths that prf(SK_p, ID) can have, in bytes."""
+
+
+def prf(algorithm: PrfId, key: bytes, data: bytes) -> bytes:
+    """Return the negotiated pseudorandom function of ``data`` under ``key``."""
+    return hmac.digest(key, data, _PRF_HASHES[algorithm][0])
+
+
+def prf_plus(algorithm: PrfId, key: bytes, seed: bytes, length: int) -> bytes:
+    """Return ``length`` bytes of prf+ (section 2.13), which is defined for up to 255 blocks."""
+    stream = block = b""
+    counter = 1
+    while len(stream) < length:
+        block = prf(algorithm, key, block + seed + bytes((counter,)))
+        stream += block
+        counter += 1
+    return stream[:length]
+
+
+class KeyAgreement(ABC):
+    """Our half of a Diffie-Hellman exchange, used for one IKE SA only."""
+
+    group: DhGroup
+    public: bytes
+    """Our public value as it goes into a KE payload."""
+
+    @abstractmethod
+    def load(self, data: bytes) -> Callable[[], bytes]:
+        """Check the peer's public value; return what computes the shared secret with it.
+
+        The two are apart because a responder checks the value of a stranger at once, and does the costly
+        part only for one that has shown that it receives our answers. Both raise :class:`IkeCryptoError`.
+        """
+
+
+class _Ecp(KeyAgreement):
+    """A group of RFC 5903. A public value is x and y; the shared secret is x alone."""
+
+    _CURVES: dict[DhGroup, tuple[ec.EllipticCurve, int]] = {
+        DhGroup.ECP_256: (ec.SECP256R1(), 64),
+        DhGroup.ECP_384: (ec.SECP384R1(), 96),
+    }
+
+    def __init__(self, group: DhGroup) -> None:
+        self.group = group
+        curve, self._length = self._CURVES[group]
+        self._private = ec.generate_private_key(curve)
+        numbers = self._private.public_key().public_numbers()
+        half = self._length // 2
+        self.public = numbers.x.to_bytes(half) + numbers.y.to_bytes(half)
+
+    def load(self, data: bytes) -> Callable[[], bytes]:
+        if len(data) != self._length:
+            raise IkeCryptoError(f"public value of {len(data)} bytes in group {self.group.name}")
+        try:
+            # Refuses points that are not on the curve (RFC 6989 section 2.3).
+            peer = ec.EllipticCurvePublicKey.from_encoded_point(self._private.curve, b"\x04" + data)
+        except ValueError as error:
+            raise IkeCryptoError(f"public value is not a point of group {self.group.name}") from error
+        return lambda: self._private.exchange(ec.ECDH(), peer)
+
+
+class _Curve25519(KeyAgreement):
+    """Group 31 (RFC 8031)."""
+
+    def __init__(self, group: DhGroup) -> None:
+        self.group = group
+        self._private = x25519.X25519PrivateKey.generate()
+        self.public = self._private.public_key().public_bytes_raw()
+
+    def load(self, data: bytes) -> Callable[[], bytes]:
+        if len(data) != len(self.public):
+            raise IkeCryptoError(f"public value of {len(data)} bytes in group {self.group.name}")
+        peer = x25519.X25519PublicKey.from_public_bytes(data)
+        return lambda: self._exchange(peer)
+
+    def _exchange(self, peer: x25519.X25519PublicKey) -> bytes:
+        try:
+            shared = self._private.exchange(peer)
+        except ValueError as error:
+            # The library raises for an all-zero result, as RFC 8031 section 4 demands of us.
+            raise IkeCryptoError("public value of small order in group CURVE25519") from error
+        return shared
+
+
+_AGREEMENTS: dict[DhGroup, type[_Ecp] | type[_Curve25519]] = {
+    DhGroup.ECP_256: _Ecp,
+    DhGroup.ECP_384: _Ecp,
+    DhGroup.CURVE25519: _Curve25519,
+}
+
+GROUPS = frozenset(_AGREEMENTS)
+"""The groups that we can do."""
+
+
+def new_agreement(group: DhGroup) -> KeyAgreement:
+    """Return a fresh half of an exchange in ``group``."""
+    return _AGREEMENTS[group](group)
+
+
+@dataclass(frozen=True, slots=True)
+class IkeKeys:
+    """The secrets of an IKE SA (section 2.14). An AEAD has no SK_ai and SK_ar."""
+
+    prf: PrfId
+    sk_d: Secret
+    sk_ei: Secret
+    sk_er: Secret
+    sk_pi: Secret
+    sk_pr: Secret
+
+    @classmethod
+    def derive(
+        cls, algorithm: PrfId, shared: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes
+    ) -> IkeKeys:
+        """Return the keys that follow from the Diffie-Hellman result ``shared`` and what was exchanged."""
+        nonces = nonce_i + nonce_r
+        skeyseed = prf(algorithm, nonces, shared)
+        size = _PRF_HASHES[algorithm][1]
+        lengths = (size, AEAD_KEY_LENGTH, AEAD_KEY_LENGTH, size, size)
+        stream = prf_plus(algorithm, skeyseed, nonces + spi_i + spi_r, sum(lengths))
+        secrets: list[Secret] = []
+        position = 0
+        for length in lengths:
+            secrets.append(Secret(stream[position : position + length]))
+            position += length
+        return cls(algorithm, *secrets)
+
+    def child(self, nonce_i: bytes, nonce_r: bytes) -> tuple[Secret, Secret]:
+        """Return the keys of the first child SA: initiator to responder, and back (section 2.17)."""
+        stream = prf_plus(self.prf, self.sk_d.reveal(), nonce_i + nonce_r, 2 * AEAD_KEY_LENGTH)
+        return Secret(stream[:AEAD_KEY_LENGTH]), Secret(stream[AEAD_KEY_LENGTH:])
+
+    def maced_id(self, identification: bytes, *, initiator: bool) -> bytes:
+        """Return prf(SK_p, ID) for the body of that side's ID payload (section 2.15)."""
+        return prf(self.prf, (self.sk_pi if initiator else self.sk_pr).reveal(), identification)

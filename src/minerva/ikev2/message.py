@@ -1,0 +1,244 @@
+"""Messages: the header, the chain of payloads, and the encrypted payload (RFC 7296 sections 3.1, 3.2, 3.14).
+
+The encrypted payload is that of RFC 5282 for AES-GCM with an ICV of 16 bytes::
+
+    Next Payload 8 | C | RESERVED 7 | Payload Length 16 | IV 64 | ciphertext of (payloads | padding | Pad Length) | ICV
+
+The additional data of the AEAD is everything before the IV, so the header is authenticated as well.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from minerva.core.secret import Secret
+from minerva.ikev2.constants import (
+    MAX_MESSAGE_LENGTH,
+    MAX_PAYLOADS,
+    VERSION,
+    Flag,
+    NotifyType,
+    PayloadType,
+)
+from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError
+from minerva.ikev2.payloads import DECODERS, UNREAD, Notify, Opaque, Payload, payload_type
+
+_HEADER = struct.Struct("!8s8sBBBBII")
+HEADER_LENGTH = _HEADER.size
+"""The length of the header, in bytes: 28."""
+
+_GENERIC = struct.Struct("!BBH")
+_CRITICAL = 0x80
+_IV_LENGTH, _ICV_LENGTH, _SALT_LENGTH = 8, 16, 4
+
+_P = TypeVar("_P")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """The header (section 3.1), without the length, which is that of the message.
+
+    ``next_payload`` and ``exchange`` are plain numbers where we know no name; ``version`` is major and minor.
+
+    ::
+
+        Initiator's SPI 64 | Responder's SPI 64 |
+        Next Payload 8 | Version 8 | Exchange Type 8 | Flags 8 | Message ID 32 | Length 32
+    """
+
+    spi_i: bytes
+    spi_r: bytes
+    exchange: int
+    flags: int
+    message_id: int
+    next_payload: int = PayloadType.NO_NEXT_PAYLOAD
+    version: int = VERSION
+
+    @property
+    def is_response(self) -> bool:
+        """Whether the R flag is set."""
+        return bool(self.flags & Flag.RESPONSE)
+
+    @property
+    def from_initiator(self) -> bool:
+        """Whether the I flag is set: the sender began the IKE SA, so the responder's SPI is ours."""
+        return bool(self.flags & Flag.INITIATOR)
+
+    @property
+    def major_version(self) -> int:
+        """The major version."""
+        return self.version >> 4
+
+    def encode(self, next_payload: int, length: int) -> bytes:
+        """Return the header of a message of ``length`` bytes that begins with ``next_payload``."""
+        return _HEADER.pack(
+            self.spi_i,
+            self.spi_r,
+            next_payload,
+            self.version,
+            self.exchange,
+            self.flags,
+            self.message_id,
+            length,
+        )
+
+    @classmethod
+    def decode(cls, data: bytes) -> Header:
+        """Return the header of the message ``data``, whose length it must state.
+
+        The length is not looked at in messages of another major version. Raises :class:`IkeDecodeError`.
+        """
+        if len(data) < HEADER_LENGTH:
+            raise IkeDecodeError(f"{len(data)} bytes, too short for an IKE header")
+        spi_i, spi_r, next_payload, version, exchange, flags, message_id, length = _HEADER.unpack_from(data)
+        if version >> 4 == VERSION >> 4 and (length != len(data) or length > MAX_MESSAGE_LENGTH):
+            raise IkeDecodeError(f"header states {length} bytes, the message has {len(data)}")
+        return cls(spi_i, spi_r, exchange, flags, message_id, next_payload, version)
+
+
+def encode_payloads(payloads: Iterable[Payload]) -> tuple[int, bytes]:
+    """Return the type of the first of ``payloads`` and all of them chained, with generic headers."""
+    chained = tuple(payloads)
+    types = [payload_type(payload) for payload in chained]
+    parts: list[bytes] = []
+    for payload, following in zip(chained, [*types[1:], PayloadType.NO_NEXT_PAYLOAD], strict=True):
+        body = payload.encode()
+        critical = _CRITICAL if isinstance(payload, Opaque) and payload.critical else 0
+        parts.append(_GENERIC.pack(following, critical, _GENERIC.size + len(body)))
+        parts.append(body)
+    return (types[0] if types else PayloadType.NO_NEXT_PAYLOAD), b"".join(parts)
+
+
+def decode_payloads(first: int, data: bytes, start: int = 0, end: int | None = None) -> tuple[Payload, ...]:
+    """Return the payloads that ``data[start:end]`` exactly consists of; ``first`` is the type of the first.
+
+    Raises :class:`IkeDecodeError`.
+    """
+    position, stop = start, len(data) if end is None else end
+    payloads: list[Payload] = []
+    kind = first
+    while kind != PayloadType.NO_NEXT_PAYLOAD:
+        if len(payloads) == MAX_PAYLOADS:
+            raise IkeDecodeError(f"more than {MAX_PAYLOADS} payloads")
+        if stop - position < _GENERIC.size:
+            raise IkeDecodeError(f"payload of type {kind}: header cut off")
+        following, bits, length = _GENERIC.unpack_from(data, position)
+        if not _GENERIC.size <= length <= stop - position:
+            raise IkeDecodeError(f"payload of type {kind}: length {length}, {stop - position} bytes left")
+        if kind == PayloadType.SK:
+            raise IkeDecodeError("an encrypted payload where none belongs")
+        body = data[position + _GENERIC.size : position + length]
+        decoder = DECODERS.get(kind)
+        payloads.append(Opaque(kind, body, bool(bits & _CRITICAL)) if decoder is None else decoder(body))
+        position += length
+        kind = following
+    if position != stop:
+        raise IkeDecodeError(f"{stop - position} bytes after the last payload")
+    return tuple(payloads)
+
+
+def encode_message(header: Header, payloads: Iterable[Payload]) -> bytes:
+    """Return a message whose payloads are not encrypted."""
+    first, body = encode_payloads(payloads)
+    return header.encode(first, HEADER_LENGTH + len(body)) + body
+
+
+def decode_message(data: bytes) -> tuple[Header, tuple[Payload, ...]]:
+    """Return header and payloads of a message without an encrypted payload. Raises :class:`IkeDecodeError`."""
+    header = Header.decode(data)
+    return header, decode_payloads(header.next_payload, data, HEADER_LENGTH)
+
+
+def unsupported_critical(payloads: Sequence[Payload]) -> int | None:
+    """Return the type of the first payload that we must refuse the message for, if any (section 2.5)."""
+    for payload in payloads:
+        if isinstance(payload, Opaque) and payload.critical and payload.type not in UNREAD:
+            return payload.type
+    return None
+
+
+def one(payloads: Iterable[Payload], kind: type[_P]) -> _P | None:
+    """Return the payload of class ``kind``, or ``None``. Raises :class:`IkeDecodeError` if there are several."""
+    found = [payload for payload in payloads if isinstance(payload, kind)]
+    if len(found) > 1:
+        raise IkeDecodeError(f"{len(found)} {kind.__name__} payloads, one allowed")
+    return found[0] if found else None
+
+
+def required(payloads: Iterable[Payload], kind: type[_P]) -> _P:
+    """Return the one payload of class ``kind``. Raises :class:`IkeDecodeError` if there is not exactly one."""
+    payload = one(payloads, kind)
+    if payload is None:
+        raise IkeDecodeError(f"no {kind.__name__} payload")
+    return payload
+
+
+def find_notify(payloads: Iterable[Payload], notify_type: NotifyType) -> Notify | None:
+    """Return the first notification of that type, or ``None``."""
+    for payload in payloads:
+        if isinstance(payload, Notify) and payload.notify_type == notify_type:
+            return payload
+    return None
+
+
+def find_error(payloads: Iterable[Payload]) -> Notify | None:
+    """Return the first notification of an error, or ``None``."""
+    for payload in payloads:
+        if isinstance(payload, Notify) and payload.is_error:
+            return payload
+    return None
+
+
+class Protection:
+    """Seals and opens the messages of one IKE SA, with one key for each direction (RFC 5282).
+
+    Each key is 32 bytes of AES-256 and 4 of salt.
+    """
+
+    def __init__(self, key_out: Secret, key_in: Secret) -> None:
+        self._salt_out, self._cipher_out = _split(key_out)
+        self._salt_in, self._cipher_in = _split(key_in)
+        # A counter can never repeat; RFC 5282 section 3.1 recommends it. The key is of this SA alone.
+        self._sealed = 0
+
+    def seal(self, header: Header, payloads: Iterable[Payload]) -> bytes:
+        """Return the message with ``payloads`` in its encrypted payload."""
+        first, inner = encode_payloads(payloads)
+        plaintext = inner + b"\x00"  # no padding is needed, so the pad length is 0
+        iv = self._sealed.to_bytes(_IV_LENGTH)
+        self._sealed += 1
+        length = _GENERIC.size + _IV_LENGTH + len(plaintext) + _ICV_LENGTH
+        front = header.encode(PayloadType.SK, HEADER_LENGTH + length) + _GENERIC.pack(first, 0, length)
+        return front + iv + self._cipher_out.encrypt(self._salt_out + iv, plaintext, front)
+
+    def open(self, header: Header, data: bytes) -> tuple[int, bytes]:
+        """Return the type of the first payload inside the message ``data``, and the bytes of them all.
+
+        Raises :class:`IkeCryptoError` if it is not exactly what the peer sealed.
+        """
+        start = HEADER_LENGTH + _GENERIC.size + _IV_LENGTH
+        if header.next_payload != PayloadType.SK or len(data) < start + 1 + _ICV_LENGTH:
+            raise IkeCryptoError("no encrypted payload")
+        first, _, length = _GENERIC.unpack_from(data, HEADER_LENGTH)
+        if length != len(data) - HEADER_LENGTH:
+            raise IkeCryptoError("the encrypted payload does not fill the message")
+        front, iv = data[: HEADER_LENGTH + _GENERIC.size], data[start - _IV_LENGTH : start]
+        try:
+            plaintext = self._cipher_in.decrypt(self._salt_in + iv, data[start:], front)
+        except InvalidTag:
+            raise IkeCryptoError("integrity check failed") from None
+        padding = plaintext[-1] + 1
+        if padding > len(plaintext):
+            raise IkeCryptoError("padding longer than the encrypted payload")
+        return first, plaintext[:-padding]
+
+
+def _split(key: Secret) -> tuple[bytes, AESGCM]:
+    material = key.reveal()
+    return material[-_SALT_LENGTH:], AESGCM(material[:-_SALT_LENGTH])

@@ -1,0 +1,126 @@
+"""What a run of a lab found, for programs and for people."""
+
+from __future__ import annotations
+
+import statistics
+from pathlib import Path
+from typing import Any
+
+from minerva.lab.lab import PHASES, Lab
+from minerva.lab.topology import SegmentKind, describe
+
+_MIB = 1024 * 1024
+_LARGEST_TABLE = 16
+
+
+def memory_of_node(status: dict[str, Any]) -> float | None:
+    """Return a node's memory in MiB.
+
+    The anonymous memory of all its processes, each shared page counted once (PSS), plus the file-backed
+    memory of the largest one once: programs and libraries that all of them map.
+    """
+    anonymous, files = 0, 0
+    for process in status.get("processes", []):
+        if process["pid"] is None:
+            continue
+        try:
+            rollup = _kib_fields(Path(f"/proc/{process['pid']}/smaps_rollup"))
+            resident = _kib_fields(Path(f"/proc/{process['pid']}/status"))
+        except OSError:
+            return None
+        anonymous += rollup["Pss_Anon"]
+        files = max(files, resident["RssFile"])
+    return (anonymous + files) * 1024 / _MIB if anonymous else None
+
+
+def _kib_fields(path: Path) -> dict[str, int]:
+    fields = {}
+    for line in path.read_text().splitlines():
+        name, _, rest = line.partition(":")
+        words = rest.split()
+        if len(words) == 2 and words[1] == "kB":
+            fields[name] = int(words[0])
+    return fields
+
+
+def channel_count(statuses: dict[str, dict[str, Any]]) -> int:
+    """Return how many channels there are, each counted once, that both ends have."""
+    ends: dict[frozenset[str], int] = {}
+    for status in statuses.values():
+        for channel in status.get("channels", []):
+            key = frozenset((channel["local"], channel["peer"]))
+            ends[key] = ends.get(key, 0) + 1
+    return sum(1 for count in ends.values() if count == 2)
+
+
+def result(lab: Lab, statuses: dict[str, dict[str, Any]], *, all_reached: bool) -> dict[str, Any]:
+    """Return what ``minerva lab run --json`` prints."""
+    nodes = len(lab.nodes)
+    phases: dict[str, dict[str, float] | None] = {}
+    for phase in PHASES:
+        times = [times[phase] for times in lab.milestones.values() if phase in times]
+        phases[phase] = (
+            {"median": round(statistics.median(times), 3), "max": round(max(times), 3)} if times else None
+        )
+    memory = [mib for mib in map(memory_of_node, statuses.values()) if mib is not None]
+    planes = sorted({status["node"]["data_plane"] for status in statuses.values() if status})
+    last = max((when for when, _ in lab.pinger.reached.values()), default=0.0)
+    return {
+        "topology": lab.topology.name,
+        "nodes": nodes,
+        "links": len(lab.topology.segments),
+        "channels": channel_count(statuses),
+        "pairs_total": nodes * (nodes - 1),
+        "pairs_reachable": len(lab.pinger.reached),
+        "seconds": round(last - lab.first_start, 3) if all_reached else None,
+        "phases": phases,
+        "mib_per_node": round(statistics.median(memory), 1) if memory else None,
+        "data_plane": "+".join(planes),
+    }
+
+
+def table(lab: Lab) -> str:
+    """Return who reached whom, with round trips in milliseconds, for people."""
+    names = list(lab.nodes)
+    if len(names) > _LARGEST_TABLE:
+        return ""
+    reached = lab.pinger.reached
+    width = max(6, *(len(name) for name in names))
+    lines = [" " * width + "  " + " ".join(f"{name:>{width}}" for name in names)]
+    for source in names:
+        cells = []
+        for target in names:
+            if source == target:
+                cells.append("·")
+            elif (source, target) in reached:
+                cells.append(f"{reached[source, target][1] * 1000:.1f}")
+            else:
+                cells.append("-")
+        lines.append(f"{source:>{width}}  " + " ".join(f"{cell:>{width}}" for cell in cells))
+    return "\n".join(lines)
+
+
+def summary(lab: Lab, found: dict[str, Any]) -> str:
+    """Return the outcome in words that a newcomer understands."""
+    lans = sum(1 for segment in lab.topology.segments if segment.kind is SegmentKind.LAN)
+    lines = [describe(lab.topology)]
+    if found["seconds"] is None:
+        lines.append(
+            f"NOT all reachable: {found['pairs_reachable']} of {found['pairs_total']} pairs of nodes reached "
+            "each other."
+        )
+    else:
+        lines.append(
+            f"All {found['nodes']} nodes reach each other ({found['pairs_total']} of {found['pairs_total']} "
+            f"pairs) {found['seconds']:.1f} seconds after the first was switched on."
+        )
+        where = "links" if not lans else "segments"
+        lines.append(
+            f"They found their neighbours, checked each other's certificates, built {found['channels']} "
+            f"encrypted channels over {found['links']} {where} and computed their routes, with no configuration."
+        )
+    if found.get("heal_seconds") is not None:
+        lines.append(
+            f"After the cut, all of them reached each other again within {found['heal_seconds']:.1f} seconds."
+        )
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""The three packet policies of a node, as nft commands. All are stateless: no flood fills a table."""
+
+from __future__ import annotations
+
+from ipaddress import IPv6Address, IPv6Network
+
+LINK_TABLE = "minerva_link"
+ACP_TABLE = "minerva_acp"
+
+SOLICITATIONS_PER_SECOND = 20
+SOLICITATION_BURST = 60
+"""The neighbour table is one per machine: without this limit one port's flood starves all the others."""
+
+
+def link_policy(device: str, link_local: IPv6Address) -> str:
+    """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
+
+    In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address; out go the same, and no
+    ICMPv6 error ever, so that a scan finds nothing.
+    """
+    return f"""
+table inet {LINK_TABLE} {{
+    counter solicitations_over_limit {{ }}
+    counter refused_in {{ }}
+    counter refused_out {{ }}
+    chain in {{
+        type filter hook prerouting priority raw; policy drop;
+        iifname "lo" accept
+        iifname != "{device}" drop
+        icmpv6 type nd-neighbor-solicit limit rate over {SOLICITATIONS_PER_SECOND}/second burst {SOLICITATION_BURST} packets counter name solicitations_over_limit drop
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
+        icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} ip6 hoplimit 1 accept
+        ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
+        counter name refused_in drop
+    }}
+    chain forward {{
+        type filter hook forward priority raw; policy drop;
+    }}
+    chain out {{
+        type filter hook output priority raw; policy drop;
+        oifname "lo" accept
+        icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} accept
+        ip6 saddr {link_local} ip6 daddr ff02::13 udp dport 7017 accept
+        ip6 saddr {link_local} udp sport 500 accept
+        ip6 saddr {link_local} ip6 nexthdr esp accept
+        counter name refused_out drop
+    }}
+}}
+"""
+
+
+def acp_policy(host_side: str, host_address: IPv6Address) -> str:
+    """Return the policy of the ACP namespace: from the host comes only its own V=1 address, and ND.
+
+    Without it the host could speak for any node of the ACP, and forward for others.
+    """
+    return f"""
+table inet {ACP_TABLE} {{
+    counter refused_from_host {{ }}
+    chain in {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname != "{host_side}" accept
+        ip6 saddr {host_address} accept
+        ip6 saddr fe80::/10 icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
+        icmpv6 type {{ mld-listener-report, mld2-listener-report }} accept
+        counter name refused_from_host drop
+    }}
+    chain to_host {{
+        type filter hook postrouting priority raw; policy accept;
+        oifname "{host_side}" ip6 daddr != {{ {host_address}, fe80::/10, ff02::/16 }} drop
+    }}
+}}
+"""
+
+
+def guard_table(tag: str) -> str:
+    """Return the name of the guard table of the node with the mark ``tag``."""
+    return f"minerva_{tag}"
+
+
+def guard_policy(tag: str, prefix: IPv6Network, device: str) -> str:
+    """Return the host's guard: the ACP's ``prefix`` exists only behind ``device``, whatever the host does.
+
+    Linux is a weak host and may be a router; so without this a neighbour on any interface reaches the V=1
+    address, and a forwarding host lets it into the ACP. The table is owned by whoever applies it.
+    """
+    return f"""
+table inet {guard_table(tag)} {{
+    flags owner
+    counter refused_in {{ }}
+    counter refused_forward {{ }}
+    counter refused_out {{ }}
+    chain in {{
+        type filter hook prerouting priority raw; policy accept;
+        iifname {{ "{device}", "lo" }} accept
+        ip6 daddr {prefix} counter name refused_in drop
+        ip6 saddr {prefix} counter name refused_in drop
+    }}
+    chain forward {{
+        type filter hook forward priority raw; policy accept;
+        iifname "{device}" counter name refused_forward drop
+        oifname "{device}" counter name refused_forward drop
+        ip6 daddr {prefix} counter name refused_forward drop
+        ip6 saddr {prefix} counter name refused_forward drop
+    }}
+    chain out {{
+        type filter hook output priority raw; policy accept;
+        oifname {{ "{device}", "lo" }} accept
+        ip6 daddr {prefix} counter name refused_out drop
+        ip6 saddr {prefix} counter name refused_out drop
+    }}
+}}
+"""

@@ -1,0 +1,94 @@
+"""The sockets that children cannot open themselves: bound to their device, buffers set, then handed over.
+
+Each function works in the calling thread's namespace and raises OSError.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from contextlib import suppress
+from ipaddress import IPv6Address
+
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_IPV6_MTU_DISCOVER = 23
+_IPV6_PMTUDISC_PROBE = 3
+_ICMP6_FILTER = 1
+_RPL_CONTROL = 155
+_IPPROTO_ESP = 50
+
+CONTROL_BUFFER = 1 << 20
+"""Socket buffer of control protocols, in bytes: a burst of a flooding neighbour must not displace others."""
+
+DATA_BUFFER = 4 << 20
+"""Socket buffer of ESP sockets, in bytes: more than any other choice it decides the throughput of TCP."""
+
+
+def _buffers(sock: socket.socket, size: int) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+
+
+def _device(sock: socket.socket, device: str) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, device.encode() + b"\0")
+
+
+def udp_socket(device: str, port: int) -> socket.socket:
+    """Return a UDP socket on ``port`` of whatever addresses ``device`` has or gets."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    _device(sock, device)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    # Several GRASP instances of a machine must all hear link-local multicast (RFC 8990 section 2.3).
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    _buffers(sock, CONTROL_BUFFER)
+    sock.bind(("::", port))
+    return sock
+
+
+def multicast_socket(device: str, index: int, group: IPv6Address, port: int) -> socket.socket:
+    """Return a UDP socket on ``port`` that is a member of the link-local ``group`` on ``device``."""
+    sock = udp_socket(device, port)
+    join_group(sock, group, index)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+    return sock
+
+
+def join_group(sock: socket.socket, group: IPv6Address, index: int) -> None:
+    """Make ``sock`` a member of ``group`` on the interface ``index``; a member already is fine."""
+    with suppress(OSError):
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_LEAVE_GROUP, group.packed + struct.pack("@I", index))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group.packed + struct.pack("@I", index))
+
+
+def esp_socket(device: str, index: int, local: IPv6Address, remote: IPv6Address) -> socket.socket:
+    """Return a raw ESP socket between two link-local addresses of ``device`` and nobody else.
+
+    It never fragments and never believes a Packet Too Big, which anybody on the link could forge.
+    """
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_INET6, kind, _IPPROTO_ESP)
+    _device(sock, device)
+    _buffers(sock, DATA_BUFFER)
+    sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
+    sock.bind((str(local), 0, 0, index))
+    sock.connect((str(remote), 0, 0, index))
+    return sock
+
+
+def rpl_socket() -> socket.socket:
+    """Return a raw ICMPv6 socket that passes RPL messages only; the kernel fills in checksums."""
+    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
+    sock = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
+    # A set bit blocks the type (RFC 3542 section 3.2).
+    blocked = bytearray(b"\xff" * 32)
+    words = list(struct.unpack("@8I", bytes(blocked)))
+    words[_RPL_CONTROL >> 5] &= ~(1 << (_RPL_CONTROL & 31))
+    sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("@8I", *words))
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+    _buffers(sock, CONTROL_BUFFER)
+    return sock

@@ -1,0 +1,397 @@
+"""The built-in certification authority: a directory, and the certificates made with it.
+
+::
+
+    ca-cert.pem    the CA's certificate            state.json     Registrar-ID and next Node-Numbers
+    ca-key.pem     its private key (0600)          issued.jsonl   what was issued, one object a line
+    chain.pem      what nodes put into their chain (empty under a root)
+    anchors.pem    the trust anchors that nodes get
+
+The lock is on the directory itself. ``state.json`` is on the disk before an address leaves in a certificate,
+so that a crash may lose a number but never gives one out twice (RFC 8994 section 6.11.7.2).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import NameOID
+
+from minerva.pki.address import AcpAddress, Scheme
+from minerva.pki.allocator import AddressAllocator
+from minerva.pki.errors import AuthorityError, KeyRuleError
+from minerva.pki.files import File, append_line, locked, write_files
+from minerva.pki.identity import ANCHORS_FILE, CERTIFICATE_FILE, CHAIN_FILE, KEY_FILE
+from minerva.pki.keys import (
+    KeyType,
+    PrivateKey,
+    check_public_key,
+    dump_private_key,
+    generate_key,
+    load_private_key,
+    signature_hash,
+)
+from minerva.pki.node_name import AcpNodeName, AddressField, is_domain
+
+CA_CERTIFICATE_FILE = "ca-cert.pem"
+CA_KEY_FILE = "ca-key.pem"
+STATE_FILE = "state.json"
+INDEX_FILE = "issued.jsonl"
+
+CA_LIFETIME = timedelta(days=3650)
+NODE_LIFETIME = timedelta(days=365)
+
+BACKDATING = timedelta(minutes=5)
+"""How long before its making a certificate is valid, for nodes whose clocks are slow."""
+
+
+@dataclass(frozen=True, slots=True)
+class Issued:
+    """A certificate fresh from the CA, with what its node needs.
+
+    ``address`` is ``None`` where the name holds "0" or none. ``private_key`` is there if the CA made it.
+    """
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    anchors: tuple[x509.Certificate, ...]
+    node_name: AcpNodeName
+    address: AcpAddress | None
+    private_key: PrivateKey | None = field(default=None, repr=False)
+
+
+class CertificateAuthority:
+    """A CA for one ACP domain. Get one with :meth:`create`, :meth:`open` or :meth:`issue_ca`."""
+
+    def __init__(
+        self,
+        directory: Path,
+        domain: str,
+        certificate: x509.Certificate,
+        key: PrivateKey,
+        chain: tuple[x509.Certificate, ...],
+        anchors: tuple[x509.Certificate, ...],
+    ) -> None:
+        self.directory = directory
+        self.domain = domain
+        self.certificate = certificate
+        self.chain = chain
+        self.anchors = anchors
+        self._key = key
+
+    @classmethod
+    def create(
+        cls,
+        domain: str,
+        directory: Path,
+        key_type: KeyType | str = KeyType.P256,
+        *,
+        lifetime: timedelta = CA_LIFETIME,
+        now: datetime | None = None,
+    ) -> CertificateAuthority:
+        """Make a root CA in ``directory``, which is made if it is not there.
+
+        Raises :class:`AuthorityError` if there is a CA already, or for an invalid domain.
+        """
+        key = generate_key(key_type)
+        subject = _ca_subject(domain, "ACP Root CA")
+        builder = _ca_builder(subject, key, _validity(lifetime, now)).issuer_name(subject)
+        certificate = builder.sign(key, signature_hash(key))
+        return cls._store(cls(directory, domain, certificate, key, (), (certificate,)))
+
+    def issue_ca(
+        self,
+        directory: Path,
+        key_type: KeyType | str = KeyType.P256,
+        *,
+        lifetime: timedelta = CA_LIFETIME,
+        now: datetime | None = None,
+    ) -> CertificateAuthority:
+        """Make a CA under this one, in ``directory``, with a Registrar-ID of its own.
+
+        Raises :class:`AuthorityError` if there is a CA already.
+        """
+        key = generate_key(key_type)
+        builder = _ca_builder(_ca_subject(self.domain, "ACP Issuing CA"), key, self._within(lifetime, now))
+        certificate = self._sign(builder)
+        chain = (certificate, *self.chain)
+        return self._store(
+            CertificateAuthority(directory, self.domain, certificate, key, chain, self.anchors)
+        )
+
+    @classmethod
+    def open(cls, directory: Path) -> CertificateAuthority:
+        """Return the CA in ``directory``.
+
+        Raises :class:`AuthorityError` if there is none, or none that can be used.
+        """
+        try:
+            certificate = x509.load_pem_x509_certificate((directory / CA_CERTIFICATE_FILE).read_bytes())
+            key = load_private_key((directory / CA_KEY_FILE).read_bytes())
+            chain = _load_all((directory / CHAIN_FILE).read_bytes())
+            anchors = _load_all((directory / ANCHORS_FILE).read_bytes())
+        except OSError as error:
+            raise AuthorityError(
+                f"no CA in {directory} ({error.strerror}: {error.filename}); make one with `minerva ca init`"
+            ) from error
+        except (ValueError, KeyRuleError) as error:
+            raise AuthorityError(f"the CA in {directory} cannot be read: {error}") from error
+        if key.public_key() != certificate.public_key():
+            raise AuthorityError(
+                f"{CA_KEY_FILE} and {CA_CERTIFICATE_FILE} in {directory} do not belong together"
+            )
+        if not (domain := _domain_of(certificate)):
+            raise AuthorityError(f"{CA_CERTIFICATE_FILE} in {directory} does not name an ACP domain")
+        return cls(directory, domain, certificate, key, chain, anchors)
+
+    @classmethod
+    def _store(cls, authority: CertificateAuthority) -> CertificateAuthority:
+        directory = authority.directory
+        directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with locked(directory):
+            for name in (CA_CERTIFICATE_FILE, CA_KEY_FILE):
+                if (directory / name).exists():
+                    raise AuthorityError(
+                        f"there is a CA in {directory} already ({name}); it is left as it is"
+                    )
+            write_files(
+                directory,
+                File(CA_KEY_FILE, dump_private_key(authority._key), secret=True),
+                File(CHAIN_FILE, _dump_all(authority.chain)),
+                File(ANCHORS_FILE, _dump_all(authority.anchors)),
+                File(STATE_FILE, AddressAllocator.fresh(os.urandom).encode()),
+                File(CA_CERTIFICATE_FILE, _dump_all((authority.certificate,))),
+            )
+        return authority
+
+    def issue(
+        self,
+        scheme: Scheme = Scheme.ZONE,
+        rsub: str | None = None,
+        lifetime: timedelta = NODE_LIFETIME,
+        *,
+        public_key: CertificatePublicKeyTypes | None = None,
+        key_type: KeyType | str = KeyType.P256,
+        address: AcpAddress | AddressField = AddressField.ADDRESS,
+        name: str | None = None,
+        with_ip_san: bool = False,
+        now: datetime | None = None,
+    ) -> Issued:
+        """Issue a certificate for a node.
+
+        With ``public_key`` the private key stays with its owner; without, one of ``key_type`` is made.
+        ``address`` is ``ADDRESS`` for the next free one of ``scheme``, ``ZERO`` or ``OMITTED`` for a name
+        without one, or the address that the node had before (RFC 8994 section 6.11.7.4). ``name`` is the
+        common name of the subject; without, it is the address or something random. ``with_ip_san`` adds
+        the address to the subjectAltName as an iPAddress, for other uses of the certificate. ``now`` has a
+        time zone; without, it is the clock's.
+
+        Raises :class:`AuthorityError`, and :class:`KeyRuleError` for a ``public_key`` that no node would
+        accept.
+        """
+        private_key = None
+        if public_key is None:
+            private_key = generate_key(key_type)
+            public_key = private_key.public_key()
+        check_public_key(public_key)
+        validity = self._within(lifetime, now)
+        # Made before anything is allocated, so that a bad name does not cost a node number.
+        subject = None if name is None else _subject(name)
+        with locked(self.directory):
+            node_name = self._node_name(scheme, rsub, address)
+            if subject is None:
+                subject = _subject(str(node_name.address or f"member {os.urandom(4).hex()}"))
+            alternative: list[x509.GeneralName] = [node_name.other_name()]
+            if with_ip_san and node_name.address is not None:
+                alternative.append(x509.IPAddress(node_name.address))
+            builder = (
+                _builder(subject, public_key, validity)
+                .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+                .add_extension(_key_usage(ca=False), critical=True)
+                .add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+            )
+            certificate = self._sign(builder)
+            self._record(certificate, node_name)
+        acp_address = None if node_name.address is None else AcpAddress(node_name.address)
+        return Issued(certificate, self.chain, self.anchors, node_name, acp_address, private_key)
+
+    def issued(self) -> Iterator[dict[str, Any]]:
+        """Yield what was issued, oldest first, as the objects of the index.
+
+        Raises :class:`AuthorityError` for an index that cannot be read.
+        """
+        path = self.directory / INDEX_FILE
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise AuthorityError(f"{path}, line {number}: not JSON; take the line out") from error
+
+    def _node_name(self, scheme: Scheme, rsub: str | None, address: AcpAddress | AddressField) -> AcpNodeName:
+        if rsub:
+            _check_domain(rsub, "routing subdomain")
+        bare = AcpNodeName(self.domain, rsub=rsub, address_field=AddressField.OMITTED)
+        if isinstance(address, AddressField) and address is not AddressField.ADDRESS:
+            return replace(bare, address_field=address)
+        allocator = self._load_allocator()
+        if isinstance(address, AcpAddress):
+            if not allocator.gave(address, bare.routing_subdomain):
+                raise AuthorityError(f"{address} is not what this CA gave a node of {bare.routing_subdomain}")
+        else:
+            address, allocator = allocator.allocate(scheme, bare.routing_subdomain)
+            write_files(self.directory, File(STATE_FILE, allocator.encode()))
+        return AcpNodeName(self.domain, address.address, rsub)
+
+    def _load_allocator(self) -> AddressAllocator:
+        path = self.directory / STATE_FILE
+        try:
+            return AddressAllocator.decode(path.read_bytes())
+        except FileNotFoundError:
+            return AddressAllocator.fresh(os.urandom)
+        except AuthorityError as error:
+            raise AuthorityError(
+                f"{path} cannot be read ({error}); remove it, and new addresses get a new Registrar-ID"
+            ) from error
+
+    def _record(self, certificate: x509.Certificate, node_name: AcpNodeName) -> None:
+        entry = {
+            "serial": f"{certificate.serial_number:x}",
+            "subject": certificate.subject.rfc4514_string(),
+            "acp_node_name": str(node_name),
+            "address": None if node_name.address is None else str(node_name.address),
+            "not_before": certificate.not_valid_before_utc.isoformat(),
+            "not_after": certificate.not_valid_after_utc.isoformat(),
+        }
+        append_line(self.directory / INDEX_FILE, json.dumps(entry))
+
+    def _within(self, lifetime: timedelta, now: datetime | None) -> tuple[datetime, datetime]:
+        start, end = _validity(lifetime, now)
+        last = self.certificate.not_valid_after_utc
+        if start + BACKDATING >= last:
+            raise AuthorityError(f"the CA's own certificate expired on {last:%Y-%m-%d}; make a new CA")
+        return start, min(end, last)
+
+    def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
+        issuer = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return (
+            builder.issuer_name(self.certificate.subject)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False
+            )
+            .sign(self._key, signature_hash(self._key))
+        )
+
+
+def check_free(directory: Path) -> None:
+    """Raise :class:`AuthorityError` if there is an identity in ``directory``, or a part of one."""
+    for name in (CERTIFICATE_FILE, KEY_FILE):
+        if (directory / name).exists():
+            raise AuthorityError(f"there is an identity in {directory} already ({name}); it is left as it is")
+
+
+def write_node_directory(directory: Path, issued: Issued) -> None:
+    """Write what a node needs into ``directory``, which is made if it is not there.
+
+    Raises :class:`AuthorityError` if there is an identity already.
+    """
+    directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+    files = [File(ANCHORS_FILE, _dump_all(issued.anchors)), File(CHAIN_FILE, _dump_all(issued.chain))]
+    if issued.private_key is not None:
+        files.append(File(KEY_FILE, dump_private_key(issued.private_key), secret=True))
+    with locked(directory):
+        check_free(directory)
+        write_files(directory, *files, File(CERTIFICATE_FILE, _dump_all((issued.certificate,))))
+
+
+def _validity(lifetime: timedelta, now: datetime | None) -> tuple[datetime, datetime]:
+    start = datetime.now(UTC) if now is None else now
+    if lifetime < timedelta(seconds=1):
+        raise AuthorityError("a certificate needs a lifetime of at least one second")
+    return start - BACKDATING, start + lifetime
+
+
+def _subject(common_name: str) -> x509.Name:
+    try:
+        return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+    except ValueError as error:
+        raise AuthorityError(f"{common_name!r} cannot be a common name: {error}") from error
+
+
+def _ca_subject(domain: str, common_name: str) -> x509.Name:
+    _check_domain(domain, "ACP domain")
+    labels = AcpNodeName(domain, address_field=AddressField.OMITTED).domain.split(".")
+    components = [x509.NameAttribute(NameOID.DOMAIN_COMPONENT, label) for label in reversed(labels)]
+    return x509.Name([*components, x509.NameAttribute(NameOID.COMMON_NAME, common_name)])
+
+
+def _check_domain(text: str, what: str) -> None:
+    if not is_domain(text):
+        raise AuthorityError(
+            f"{text!a} is no {what}: labels, divided by dots, are letters, digits and hyphens, begin with "
+            "a letter and do not end with a hyphen (RFC 1034 section 3.5)"
+        )
+
+
+def _domain_of(certificate: x509.Certificate) -> str:
+    labels = [str(a.value) for a in certificate.subject.get_attributes_for_oid(NameOID.DOMAIN_COMPONENT)]
+    return ".".join(reversed(labels))
+
+
+def _builder(
+    subject: x509.Name, key: CertificatePublicKeyTypes, validity: tuple[datetime, datetime]
+) -> x509.CertificateBuilder:
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(validity[0])
+        .not_valid_after(validity[1])
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+    )
+
+
+def _ca_builder(
+    subject: x509.Name, key: PrivateKey, validity: tuple[datetime, datetime]
+) -> x509.CertificateBuilder:
+    return (
+        _builder(subject, key.public_key(), validity)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .add_extension(_key_usage(ca=True), critical=True)
+    )
+
+
+def _key_usage(*, ca: bool) -> x509.KeyUsage:
+    # A node only signs. IKEv2 and all TLS suites of the profile agree on keys by (EC)DHE: there is no RSA
+    # key transport, which keyEncipherment is for, and no ECDH with a certified key, as for keyAgreement.
+    return x509.KeyUsage(
+        digital_signature=not ca,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=ca,
+        crl_sign=ca,
+        encipher_only=False,
+        decipher_only=False,
+    )
+
+
+def _dump_all(certificates: tuple[x509.Certificate, ...]) -> bytes:
+    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
+
+
+def _load_all(data: bytes) -> tuple[x509.Certificate, ...]:
+    return tuple(x509.load_pem_x509_certificates(data)) if data else ()

@@ -1,0 +1,136 @@
+"""Who this node is: its ACP certificate, the chain above it, and its trust anchors.
+
+The private key is not part of it. It stays in ``key.pem``, which nothing here reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+from cryptography import x509
+
+from minerva.pki.address import AcpAddress, Scheme
+from minerva.pki.errors import AddressError, IdentityError, KeyRuleError, NodeNameError, PathError
+from minerva.pki.keys import check_certificate
+from minerva.pki.node_name import AcpNodeName, AddressField
+from minerva.pki.path import validate_path
+
+CERTIFICATE_FILE = "cert.pem"
+CHAIN_FILE = "chain.pem"
+KEY_FILE = "key.pem"
+ANCHORS_FILE = "anchors.pem"
+
+_REMEDY = "get one with `minerva ca issue`"
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """An ACP node's own certificate and what it needs to check those of others.
+
+    ``chain`` holds the intermediate CAs without the leaf, ``anchors`` at least one trust anchor.
+    """
+
+    certificate: x509.Certificate
+    chain: tuple[x509.Certificate, ...]
+    anchors: tuple[x509.Certificate, ...]
+    node_name: AcpNodeName
+    address: AcpAddress
+
+    @classmethod
+    def from_certificates(
+        cls,
+        certificate: x509.Certificate,
+        chain: tuple[x509.Certificate, ...],
+        anchors: tuple[x509.Certificate, ...],
+    ) -> Identity:
+        """Return the identity of a node that owns ``certificate``.
+
+        Raises :class:`IdentityError` if that certificate does not hold the address of an ACP node.
+        """
+        if not anchors:
+            raise IdentityError(f"there is no trust anchor; {_REMEDY}")
+        try:
+            node_name = AcpNodeName.of(certificate)
+        except NodeNameError as error:
+            raise IdentityError(
+                f"this node's certificate is not an ACP certificate: {error}; {_REMEDY}"
+            ) from error
+        return cls(certificate, chain, anchors, node_name, _own_address(node_name))
+
+    @classmethod
+    def from_pem(cls, cert_pem: bytes, chain_pem: bytes, anchors_pem: bytes) -> Identity:
+        """Return the identity in the bytes of three PEM files, of which ``chain_pem`` may be empty.
+
+        Raises :class:`IdentityError`.
+        """
+        certificates = _load_pem(cert_pem, CERTIFICATE_FILE)
+        if len(certificates) != 1:
+            raise IdentityError(
+                f"{CERTIFICATE_FILE} holds {len(certificates)} certificates, not this node's alone; "
+                f"CA certificates belong into {CHAIN_FILE}"
+            )
+        chain = _load_pem(chain_pem, CHAIN_FILE)
+        return cls.from_certificates(certificates[0], chain, _load_pem(anchors_pem, ANCHORS_FILE))
+
+
+def load_identity(directory: Path) -> Identity:
+    """Return the identity in ``cert.pem``, ``chain.pem`` and ``anchors.pem`` of ``directory``.
+
+    Raises :class:`IdentityError` for a missing or unreadable file, and as :meth:`Identity.from_pem`.
+    """
+    contents = []
+    for name in (CERTIFICATE_FILE, CHAIN_FILE, ANCHORS_FILE):
+        path = directory / name
+        try:
+            contents.append(path.read_bytes())
+        except FileNotFoundError:
+            raise IdentityError(
+                f"{path} is missing; make an identity with `minerva ca issue CA_DIR {directory}`"
+            ) from None
+        except OSError as error:
+            raise IdentityError(f"{path} cannot be read: {error.strerror}") from error
+    try:
+        return Identity.from_pem(*contents)
+    except IdentityError as error:
+        raise IdentityError(f"{directory}: {error}") from error
+
+
+def check_own(identity: Identity, when: datetime) -> None:
+    """Raise :class:`IdentityError` unless our certificate is good at ``when``, which has a time zone."""
+    try:
+        check_certificate(identity.certificate)
+        validate_path((identity.certificate, *identity.chain), identity.anchors, when)
+    except (KeyRuleError, PathError) as error:
+        raise IdentityError(f"this node's certificate is of no use: {error}; {_REMEDY}") from error
+
+
+def _own_address(node_name: AcpNodeName) -> AcpAddress:
+    if node_name.address is None:
+        what = "no ACP address" if node_name.address_field is AddressField.OMITTED else 'the ACP address "0"'
+        raise IdentityError(
+            f"this node's certificate holds {what} ({node_name}), but a node needs one; {_REMEDY}"
+        )
+    try:
+        address = AcpAddress(node_name.address)
+    except AddressError as error:
+        raise IdentityError(
+            f"this node's certificate holds an unusable address: {error}; {_REMEDY}"
+        ) from error
+    if address.scheme is Scheme.MANUAL:
+        raise IdentityError(
+            f"this node's address {address} is of the manual scheme, which is not for nodes; {_REMEDY}"
+        )
+    if address.v:
+        raise IdentityError(f"this node's address {address} has V={address.v}, which must be 0; {_REMEDY}")
+    return address
+
+
+def _load_pem(data: bytes, name: str) -> tuple[x509.Certificate, ...]:
+    if not data.strip():
+        return ()
+    try:
+        return tuple(x509.load_pem_x509_certificates(data))
+    except ValueError as error:
+        raise IdentityError(f"{name} is not a certificate in PEM: {error}; {_REMEDY}") from error
