@@ -101,7 +101,7 @@ def judged(folder: Path, link_type: LinkType, key: Secret) -> list[list[str]]:
 def test_tshark_decrypts(tmp_path: Path, link_type: LinkType) -> None:
     """Another implementation finds the inner packet, its checksum and the ICV right.
 
-    covers: 6.8.3.1-1, 6.8.3.1.1-2
+    covers: 6.8.3.1.1-2
     """
     for sequence, found in enumerate(judged(tmp_path, link_type, KEY), start=1):
         assert found == [

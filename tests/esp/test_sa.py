@@ -81,7 +81,7 @@ def test_gcm_by_the_book_is_gcm() -> None:
 def test_layout(size: int) -> None:
     """Every byte of a packet, from RFC 4303 section 2 and RFC 4106 sections 3 to 5.
 
-    covers: 6.8.3.1-1, 6.8.3.1.1-2
+    covers: 6.8.3.1.1-2
     """
     inner = ipv6(size)
     sa = OutboundSA(SPI, KEY)
@@ -164,7 +164,10 @@ def test_only_ipv6_is_sealed(inner: bytes) -> None:
 
 @pytest.mark.parametrize("make", [OutboundSA, InboundSA])
 def test_keys_and_spis(make: type[OutboundSA] | type[InboundSA]) -> None:
-    """AES-256 and its salt, nothing shorter; no reserved SPI."""
+    """AES-256 and its salt, nothing shorter; no reserved SPI.
+
+    covers: 6.8.3.1.1-2
+    """
     for size in (0, 16, 20, 32, 35, 37):
         with pytest.raises(EspError, match="36 bytes"):
             make(SPI, Secret(bytes(size)))
@@ -435,3 +438,15 @@ def test_bad_link(seed: int) -> None:
     assert receiver.counters().drops == {DropReason.REPLAYED: len(carried) - len(opened)}
     assert len(carried) > len(opened)
     assert opened != sorted(opened)
+
+
+def test_going_back_to_a_former_outbound_sa_counts_every_packet_once() -> None:
+    channel = ChannelSAs()
+    first, second = OutboundSA(300, material(1)), OutboundSA(301, material(2))
+    for sa, count in ((first, 3), (second, 2), (first, 1)):
+        channel.set_outbound(sa)
+        for _ in range(count):
+            assert channel.seal(ipv6(100)) is not None
+    assert channel.counters().packets_out == 6
+    channel.set_outbound(None)
+    assert channel.counters().packets_out == 6

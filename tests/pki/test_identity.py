@@ -66,7 +66,7 @@ def test_missing_file(ca: Ca, tmp_path: Path, name: str) -> None:
 def test_not_pem(ca: Ca, tmp_path: Path, name: str) -> None:
     write(tmp_path, pem(ca.node(OWN)), b"", pem(ca.certificate))
     (tmp_path / name).write_bytes(b"nonsense")
-    with pytest.raises(IdentityError, match=f"{tmp_path}: {name} is not a certificate in PEM"):
+    with pytest.raises(IdentityError, match=f"{tmp_path}: {name}: not certificates in PEM"):
         load_identity(tmp_path)
 
 

@@ -296,6 +296,23 @@ def test_critical_extensions(ca: Ca, us: Identity) -> None:
     fails(Rule.PATH, us, ca.node(PEER, extensions=[(unknown, True)]))
 
 
+def test_extensions_that_cannot_be_read(ca: Ca, us: Identity) -> None:
+    """covers: 6.2.1-1"""
+    for extension in (
+        x509.CRLDistributionPoints,
+        x509.KeyUsage,
+        x509.TLSFeature,
+        x509.SubjectAlternativeName,
+    ):
+        broken = x509.UnrecognizedExtension(extension.oid, bytes.fromhex("3003020163"))
+        assert "cannot be read" in fails(Rule.PATH, us, ca.node(extensions=[(broken, False)]))
+
+
+def test_time_without_zone_is_a_mistake_of_ours(ca: Ca, us: Identity) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        check(us, ca.node(PEER), when=NOW.replace(tzinfo=None))
+
+
 @pytest.mark.parametrize(
     "usages",
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,16 @@ def test_any_bytes(data: bytes) -> None:
     except NodeNameError:
         return
     assert AcpNodeName.decode(name.encode()) == name
+
+
+def test_the_old_form_in_a_published_csr_template_is_refused(fixtures: Path) -> None:
+    """The examples of RFC 9908 put "rfc8994" where RFC 8994 has the address."""
+    template = (fixtures / "csrattrs" / "realistic-acp.der").read_bytes()
+    old_form = b"rfc8994+fd739fc23c3440112233445500000000+@acp.example.com"
+    assert bytes([0x16, len(old_form)]) + old_form in template
+    with pytest.raises(NodeNameError):
+        AcpNodeName.decode(bytes([0x16, len(old_form)]) + old_form)
+    assert AcpNodeName.parse(old_form.decode().removeprefix("rfc8994+")).address is not None
 
 
 def test_of_certificate() -> None:

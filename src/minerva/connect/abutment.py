@@ -1,5 +1,419 @@
+"""The abutment: DULL GRASP, adjacency and IKEv2 on all ports. It reads what strangers send.
+
+It has no key, no privileges and no file. Signatures come from the signer; session keys go to the data
+plane through the supervisor.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import IPv6Address
+from typing import Any
+
+from cryptography import x509
+
+from minerva.adjacency.core import Adjacency
+from minerva.adjacency.responder import ResponderLimit
+from minerva.adjacency.roles import PeerIdentity
+from minerva.adjacency.table import CloseConnection, Initiate, Neighbour, RolesDecided, Unexpected
+from minerva.connect import messages as m
 from minerva.connect.child import Child
+from minerva.connect.ipc import Message
+from minerva.connect.runner import CoreRunner
+from minerva.grasp import dull
+from minerva.grasp.announcement import AN_ACP_IKEV2, channel_methods
+from minerva.ikev2 import endpoint as ike
+from minerva.ikev2 import keylog
+from minerva.ikev2.constants import ExchangeType
+from minerva.ikev2.errors import IkeDecodeError
+from minerva.ikev2.message import Header
+from minerva.pki.identity import Identity
+from minerva.pki.membership import Member, check_membership
+
+log = logging.getLogger(__name__)
+
+_EXPIRY_SECONDS = 1.0
+_GOODBYE_SECONDS = 0.3
+
+_Peer = tuple[int, IPv6Address]  # a neighbour: number of the port, link-local address
+
+
+@dataclass
+class _Port:
+    """A port with its two cores."""
+
+    number: int
+    name: str
+    link_local: IPv6Address
+    dull: dull.DullInstance
+    endpoint: ike.Endpoint
+    dull_runner: CoreRunner | None = None
+    ike_runner: CoreRunner | None = None
+
+    def pump(self) -> None:
+        """Let the IKE core send what it wants to."""
+        if self.ike_runner is not None:
+            self.ike_runner.pump()
+
+    def close(self) -> None:
+        """Close both sockets."""
+        for runner in (self.dull_runner, self.ike_runner):
+            if runner is not None:
+                runner.close()
+
+
+@dataclass
+class _Connection:
+    """An IKE SA with its child SA."""
+
+    spi_in: int
+    expires: datetime
+    initiated_by_us: bool
+
+
+@dataclass
+class _Channel:
+    """What connects one port with one neighbour, made of one connection or, for moments, of several."""
+
+    number: int
+    peer_name: str
+    established: float
+    connections: dict[int, _Connection] = field(default_factory=dict)  # by IKE SA
+
+
+def _is_new_attempt(data: bytes) -> bool:
+    """Return whether a datagram is an IKE_SA_INIT request: somebody wants a new IKE SA."""
+    try:
+        header = Header.decode(data)
+    except IkeDecodeError:
+        return False
+    return header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response
+
+
 class Abutment(Child):
-    def handle(self, message, descriptors):
-        import logging; logging.info("abutment got %s %s", message, descriptors); return True
-    def state(self): return {"neighbours": [], "channels": [], "counters": {}}
+    """The abutment process: ports come and go, neighbours are heard, channels are made and end."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._loop = asyncio.get_running_loop()
+        self._identity: Identity | None = None
+        self._adjacency: Adjacency | None = None
+        self._config = ike.Config()
+        self._ports: dict[int, _Port] = {}
+        self._channels: dict[_Peer, _Channel] = {}
+        self._last_channel = 0
+        self._signing: dict[int, tuple[int, int]] = {}  # request: port, IKE SA
+        self._last_request = 0
+        self._limit = ResponderLimit()
+        self._limited = 0
+        self._adjacency_timer: asyncio.TimerHandle | None = None
+        self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def handle(self, message: Message, descriptors: list[int]) -> bool:
+        match message:
+            case m.Identity():
+                self._identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
+                self._adjacency = Adjacency(self._identity.address)
+            case m.AbutmentStart():
+                self._config = ike.Config(keylog=message.key_log)
+            case m.PortUp() if len(descriptors) == 2:
+                self._port_up(message, descriptors)
+            case m.PortDown():
+                self._port_down(message.port)
+            case m.SignReply():
+                self._signed(message)
+            case m.Traffic():
+                self._traffic(message.channels)
+            case m.ChannelRefused() | m.ChannelFault():
+                self._drop_channel(message.channel, message.reason)
+            case m.DataPlaneLost():
+                for channel in list(self._channels.values()):
+                    self._drop_channel(channel.number, "the data plane was started again")
+            case _:
+                return False
+        return True
+
+    # --- ports -----------------------------------------------------------------------------------------
+
+    def _port_up(self, message: m.PortUp, descriptors: list[int]) -> None:
+        assert self._identity is not None
+        assert self._adjacency is not None
+        self._port_down(message.port)
+        now = self._loop.time()
+        port = _Port(
+            message.port,
+            message.name,
+            message.link_local,
+            dull.DullInstance(message.link_local, random=random.SystemRandom()),
+            ike.Endpoint(
+                message.link_local, self._identity, self._authenticate, os.urandom, config=self._config
+            ),
+        )
+        self._ports[port.number] = port
+        dull_socket, ike_socket = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        port.dull_runner = CoreRunner(port.dull, dull_socket, lambda event, _: self._heard(port, event))
+        port.ike_runner = CoreRunner(
+            port.endpoint,
+            ike_socket,
+            lambda event, _: self._on_ike(port, event),
+            accept=lambda data, address, when: self._may_answer(port, data, address, when),
+        )
+        self._adjacency.port_up(port.number, port.link_local, now)
+        port.dull.announce([AN_ACP_IKEV2], now)
+        port.dull_runner.pump()
+        self._follow_adjacency()
+
+    def _port_down(self, number: int) -> None:
+        port = self._ports.pop(number, None)
+        if port is None or self._adjacency is None:
+            return
+        self._adjacency.port_down(number, self._loop.time())
+        self._limit.forget_port(number)
+        for peer in [peer for peer in self._channels if peer[0] == number]:
+            self._end_channel(peer, "the port is down")
+        port.close()
+        self._follow_adjacency()
+
+    def _may_answer(self, port: _Port, data: bytes, address: IPv6Address, now: float) -> bool:
+        if not _is_new_attempt(data) or self._limit.may_answer(port.number, address, now):
+            return True
+        self._limited += 1
+        return False
+
+    # --- discovery -------------------------------------------------------------------------------------
+
+    def _heard(self, port: _Port, event: dull.Event) -> None:
+        assert self._adjacency is not None
+        now = self._loop.time()
+        match event:
+            case dull.NeighbourHeard():
+                if event.new:
+                    log.info("heard %s on port %s", event.address, port.name)
+                    self.send(m.NeighbourHeard(port.number, event.address))
+                methods = channel_methods(event.announcements)
+                self._adjacency.heard(port.number, event.address, methods, event.expires, now)
+            case dull.NeighbourRefreshed():
+                self._adjacency.refreshed(port.number, event.address, event.expires, now)
+            case dull.NeighbourExpired():
+                log.info("%s on port %s is not heard any more", event.address, port.name)
+                self._adjacency.expired(port.number, event.address, now)
+        self._follow_adjacency()
+
+    def _follow_adjacency(self) -> None:
+        """Do what the adjacency core decided, and arm its timer."""
+        assert self._adjacency is not None
+        while (event := self._adjacency.next_event()) is not None:
+            match event:
+                case Initiate():
+                    port = self._ports[event.port]
+                    log.info("building a channel to %s on port %s", event.address, port.name)
+                    port.endpoint.initiate(event.address, event.udp_port, self._loop.time())
+                    port.pump()
+                case CloseConnection():
+                    self._close_connection(event.connection, event.reason)
+                case RolesDecided():
+                    log.info("towards %s this node is %s", event.address, event.role.value)
+                case Unexpected():
+                    log.warning("neighbour %s: %s", event.address, event.what)
+                case _:
+                    log.debug("%s", event)
+        if self._adjacency_timer is not None:
+            self._adjacency_timer.cancel()
+        when = self._adjacency.next_timer()
+        self._adjacency_timer = None if when is None else self._loop.call_at(when, self._adjacency_due)
+
+    def _adjacency_due(self) -> None:
+        assert self._adjacency is not None
+        self._adjacency_timer = None
+        self._adjacency.on_timer(self._loop.time())
+        self._follow_adjacency()
+
+    def _close_connection(self, connection: Any, reason: str) -> None:
+        number, sa = connection
+        port = self._ports.get(number)
+        if port is not None:
+            port.endpoint.close(sa, self._loop.time(), reason)
+            port.pump()
+
+    # --- IKE -------------------------------------------------------------------------------------------
+
+    def _authenticate(self, chain: Sequence[x509.Certificate]) -> Member:
+        assert self._identity is not None
+        return check_membership(chain, self._identity, when=datetime.now(UTC), channel=True)
+
+    def _on_ike(self, port: _Port, event: object) -> None:
+        assert self._adjacency is not None
+        now = self._loop.time()
+        match event:
+            case ike.SignatureNeeded():
+                self._last_request += 1
+                self._signing[self._last_request] = (port.number, event.sa)
+                request = m.SignRequest(
+                    self._last_request, event.message, event.nonce, event.maced_id, int(event.hash)
+                )
+                self.send(request)
+            case ike.Established():
+                self._established(port, event, now)
+            case ike.Failed():
+                who = "we" if event.initiator else "they"
+                log.warning(
+                    "no channel with %s on port %s (%s began): %s",
+                    event.address,
+                    port.name,
+                    who,
+                    event.reason,
+                )
+                if not event.initiator:
+                    self._limit.record_failure(port.number, event.address, now)
+                self._adjacency.failed(
+                    port.number, event.address, event.initiator, event.reason, event.rule, now
+                )
+            case ike.Closed():
+                self._closed(port, event, now)
+            case ike.KeyLog():
+                self.send(m.KeyLog("ikev2_decryption_table", keylog.ikev2_decryption_table_line(event)))
+            case _:
+                log.debug("%s", event)
+        self._follow_adjacency()
+
+    def _signed(self, reply: m.SignReply) -> None:
+        number, sa = self._signing.pop(reply.request, (0, 0))
+        port = self._ports.get(number)
+        if port is None:
+            return
+        if reply.signature is None:
+            log.error("the signer did not sign: %s", reply.reason)
+        port.endpoint.signed(sa, reply.signature, self._loop.time())
+        port.pump()
+
+    def _established(self, port: _Port, event: ike.Established, now: float) -> None:
+        assert self._adjacency is not None
+        peer = (port.number, event.address)
+        name = str(event.member.node_name)
+        channel = self._channels.get(peer)
+        self._limit.record_success(port.number, event.address)
+        port.dull.pin(event.address)
+        if channel is None:
+            self._last_channel += 1
+            channel = self._channels[peer] = _Channel(self._last_channel, name, now)
+            self.send(m.ChannelOpen(channel.number, port.number, event.address, name))
+        channel.peer_name = name
+        channel.connections[event.sa] = _Connection(event.child.spi_in, event.member.expires, event.initiator)
+        child = event.child
+        self.send(m.ChannelKeys(channel.number, child.spi_in, child.spi_out, child.key_in, child.key_out))
+        if self._config.keylog:
+            for line in keylog.esp_sa_lines(port.link_local, event.address, child):
+                self.send(m.KeyLog("esp_sa", line))
+        log.info("%s on port %s is %s", event.address, port.name, name)
+        identity = PeerIdentity(name, event.member.address)
+        self._adjacency.connected(
+            port.number, event.address, (port.number, event.sa), event.initiator, identity, now
+        )
+
+    def _closed(self, port: _Port, event: ike.Closed, now: float) -> None:
+        assert self._adjacency is not None
+        peer = (port.number, event.address)
+        channel = self._channels.get(peer)
+        if channel is not None and (connection := channel.connections.pop(event.sa, None)) is not None:
+            if channel.connections:
+                self.send(m.ChannelKeysGone(channel.number, connection.spi_in))
+            else:
+                self._end_channel(peer, event.reason)
+        self._adjacency.closed(
+            port.number, event.address, (port.number, event.sa), event.reason, event.by_peer, now
+        )
+
+    # --- channels --------------------------------------------------------------------------------------
+
+    def _end_channel(self, peer: _Peer, reason: str) -> None:
+        channel = self._channels.pop(peer, None)
+        if channel is None:
+            return
+        self.send(m.ChannelClosed(channel.number, reason))
+        if (port := self._ports.get(peer[0])) is not None:
+            port.dull.unpin(peer[1])
+
+    def _drop_channel(self, number: int, reason: str) -> None:
+        """Close all connections of a channel; the adjacency core sees to new ones."""
+        for (port, _), channel in list(self._channels.items()):
+            if channel.number == number:
+                for sa in list(channel.connections):
+                    self._close_connection((port, sa), reason)
+
+    def _traffic(self, numbers: tuple[int, ...]) -> None:
+        now = self._loop.time()
+        for (number, _), channel in self._channels.items():
+            if channel.number in numbers and (port := self._ports.get(number)) is not None:
+                for sa in channel.connections:
+                    port.endpoint.traffic_seen(sa, now)
+
+    def _check_expiry(self) -> None:
+        """End what was authenticated by a certificate that has expired (RFC 8994 section 6.8.2)."""
+        self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
+        when = datetime.now(UTC)
+        for (number, _), channel in list(self._channels.items()):
+            for sa, connection in list(channel.connections.items()):
+                if when >= connection.expires:
+                    self._close_connection((number, sa), "the peer's certificate has expired")
+
+    # --- state -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        neighbours = self._adjacency.neighbours() if self._adjacency is not None else []
+        now = self._loop.time()
+        return {
+            "neighbours": [self._neighbour_state(item, now) for item in neighbours],
+            "channels": [
+                {
+                    "channel": channel.number,
+                    "seconds": round(now - channel.established, 1),
+                    "connections": len(channel.connections),
+                    "peer_certificate_expires": min(
+                        (item.expires for item in channel.connections.values()), default=datetime.now(UTC)
+                    ).isoformat(),
+                }
+                for channel in self._channels.values()
+            ],
+            "counters": {
+                port.name: {"dull": dict(port.dull.counters), "ike": dict(port.endpoint.counters)}
+                for port in self._ports.values()
+            }
+            | {"attempts_not_answered": self._limited},
+        }
+
+    def _neighbour_state(self, item: Neighbour, now: float) -> dict[str, Any]:
+        port, failure = self._ports.get(item.port), item.failure
+        found: dict[str, Any] = {
+            "port": port.name if port is not None else str(item.port),
+            "address": str(item.address),
+            "state": item.state.value,
+            "role": item.role.value if item.role is not None else None,
+            "methods": dict(item.methods),
+            "peer_name": item.peer.node_name if item.peer is not None else None,
+            "heard_seconds_ago": None if item.last_heard is None else round(now - item.last_heard, 1),
+            "next_attempt_in": None if item.next_attempt is None else round(item.next_attempt - now, 1),
+            "failures": item.failures,
+            "failure": None,
+        }
+        if failure is not None:
+            found["failure"] = failure.reason
+            found["failure_rule"] = failure.rule
+            found["failure_seconds_ago"] = round(now - failure.time, 1)
+        return found
+
+    def shutdown(self) -> None:
+        """Delete all SAs, so that the peers know at once, and end."""
+        now = self._loop.time()
+        for port in self._ports.values():
+            port.endpoint.close_all(now)
+            port.pump()
+        self._loop.call_later(_GOODBYE_SECONDS if self._channels else 0.0, self.stop)

@@ -14,11 +14,23 @@ from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart, RouteAdd, RouteRemove
 from minerva.linux.sockets import join_group
-from minerva.rpl import engine as rpl
+from minerva.rpl.config import Preference
+from minerva.rpl.engine import RplNode
+from minerva.rpl.events import (
+    DaoUnanswered,
+    DodagChanged,
+    NeighbourHeard,
+    NeighbourLost,
+    NextHop,
+    ParentsChanged,
+    RouteAdded,
+    RouteRemoved,
+    RplDatagram,
+)
+from minerva.rpl.messages import ALL_RPL_NODES
+from minerva.rpl.status import RplStatus
 
 log = logging.getLogger(__name__)
-
-ALL_RPL_NODES = IPv6Address("ff02::1a")
 
 _BATCH = 64
 _MAX_MESSAGE = 65_535
@@ -33,7 +45,7 @@ class Plane(Child):
         super().__init__(sock)
         self._loop = asyncio.get_running_loop()
         self._socket: socket.socket | None = None
-        self._node: rpl.RplNode | None = None
+        self._node: RplNode | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._names: dict[int, str] = {}
         self._unsent = 0
@@ -54,14 +66,14 @@ class Plane(Child):
     def _start(self, start: PlaneStart, descriptor: int) -> None:
         self._socket = socket.socket(fileno=descriptor)
         self._loop.add_reader(self._socket, self._readable)
-        self._node = rpl.RplNode(
+        self._node = RplNode(
             dodag_id=start.address,
             prefix=start.prefix,
-            preference=rpl.Preference(start.preference),
+            preference=Preference(start.preference),
             random=random.Random(),
         )
 
-    def _interface_up(self, node: rpl.RplNode, message: InterfaceUp) -> None:
+    def _interface_up(self, node: RplNode, message: InterfaceUp) -> None:
         assert self._socket is not None
         try:
             join_group(self._socket, ALL_RPL_NODES, message.interface)
@@ -106,23 +118,39 @@ class Plane(Child):
         when = self._node.next_timer()
         self._timer = None if when is None else self._loop.call_at(when, self._expire)
 
-    def _send(self, out: rpl.Outgoing) -> None:
+    def _send(self, out: RplDatagram) -> None:
         assert self._socket is not None
         control = [(socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, _PKTINFO.pack(bytes(16), out.interface))]
         try:
             self._socket.sendmsg([out.data], control, 0, (str(out.destination), 0, 0, out.interface))
         except OSError as error:
             self._unsent += 1
-            log.debug("send on %s: %s", self._names.get(out.interface, out.interface), error.strerror)
+            log.debug("send on %s: %s", self._name(out.interface), error.strerror)
 
     def _on_event(self, event: object) -> None:
         match event:
-            case rpl.RouteAdded():
+            case RouteAdded():
                 self.send(RouteAdd(event.prefix, event.interface, event.next_hop))
-            case rpl.RouteRemoved():
+            case RouteRemoved():
                 self.send(RouteRemove(event.prefix, event.interface))
-            case _:
-                log.info("%s", event)
+            case DodagChanged():
+                log.info("%s of DODAG %s: %s", event.role.value, event.dodag_id, event.cause.value)
+            case ParentsChanged() if event.parents:
+                parents = ", ".join(self._name(parent.interface) for parent in event.parents)
+                log.info("rank %d, parents: %s", event.rank, parents)
+            case NeighbourHeard():
+                log.info("%s speaks RPL", self._name(event.interface))
+            case NeighbourLost():
+                log.info("the router behind %s is gone: %s", self._name(event.interface), event.cause.value)
+            case DaoUnanswered():
+                log.warning(
+                    "the router behind %s does not take our routes; trying again in %.1f s",
+                    self._name(event.interface),
+                    event.retry_in,
+                )
+
+    def _name(self, interface: int) -> str:
+        return self._names.get(interface, f"interface {interface}")
 
     def _expire(self) -> None:
         self._timer = None
@@ -133,7 +161,38 @@ class Plane(Child):
     def state(self) -> dict[str, Any]:
         if self._node is None:
             return {}
-        return self._node.status(self._loop.time(), self._names) | {"unsent": self._unsent}
+        status = self._node.status(self._loop.time())
+        return self._describe(status) | {"unsent": self._unsent}
+
+    def _describe(self, status: RplStatus) -> dict[str, Any]:
+        def hop(item: NextHop) -> dict[str, str]:
+            return {"interface": self._name(item.interface), "next_hop": str(item.address)}
+
+        return {
+            "role": status.role.value,
+            "dodag_id": str(status.dodag_id),
+            "version": status.version,
+            "grounded": status.grounded,
+            "rank": status.rank,
+            "preference": int(status.preference),
+            "root_preference": status.root_preference,
+            "preferred_parent": hop(status.parents[0]) if status.parents else None,
+            "parents": [hop(parent) for parent in status.parents],
+            "neighbours": [
+                {
+                    "interface": self._name(item.interface),
+                    "address": str(item.address) if item.address is not None else None,
+                    "rank": item.rank,
+                    "synchronized": item.synchronized,
+                    "suspicious": item.suspicious,
+                    "targets": item.targets,
+                }
+                for item in status.neighbours
+            ],
+            "routes": [{"prefix": str(prefix)} | hop(to) for prefix, to in sorted(status.routes.items())],
+            "sent": status.sent,
+            "dropped": status.dropped,
+        }
 
     def shutdown(self) -> None:
         """Tell the neighbours that all routes through here end, then end."""

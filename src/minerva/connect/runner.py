@@ -18,12 +18,24 @@ _BATCH = 64
 
 
 class CoreRunner:
-    """One core on one UDP socket that is bound to its device; ``on_event(event, now)`` gets its events."""
+    """One core on one UDP socket that is bound to its device.
 
-    def __init__(self, core: Core, sock: socket.socket, on_event: Callable[[Any, float], None]) -> None:
+    ``on_event(event, now)`` gets its events; datagrams that ``accept(data, address, now)`` refuses do not
+    reach it.
+    """
+
+    def __init__(
+        self,
+        core: Core,
+        sock: socket.socket,
+        on_event: Callable[[Any, float], None],
+        *,
+        accept: Callable[[bytes, IPv6Address, float], bool] = lambda *_: True,
+    ) -> None:
         self._core = core
         self._socket = sock
         self._on_event = on_event
+        self._accept = accept
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
@@ -40,7 +52,9 @@ class CoreRunner:
             except OSError as error:
                 log.debug("receive: %s", error.strerror)
                 break
-            self._core.receive(data, IPv6Address(host.partition("%")[0]), port, now)
+            address = IPv6Address(host.partition("%")[0])
+            if self._accept(data, address, now):
+                self._core.receive(data, address, port, now)
         self.pump()
 
     def pump(self) -> None:

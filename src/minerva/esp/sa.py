@@ -259,11 +259,13 @@ class ChannelSAs:
         return True
 
     def set_outbound(self, sa: OutboundSA | None) -> None:
-        """Send with ``sa`` from now on, ``None`` for not at all; the former one is forgotten."""
-        former = self._outbound
-        if former is not None and former is not sa:
-            packets, octets = self._retired_out
-            self._retired_out = (packets + former.packets, octets + former.bytes)
+        """Send with ``sa`` from now on, ``None`` for not at all; it may be one that was sent with before."""
+        packets, octets = self._retired_out
+        if self._outbound is not None:
+            packets, octets = packets + self._outbound.packets, octets + self._outbound.bytes
+        if sa is not None:  # what it has sent is counted with it again
+            packets, octets = packets - sa.packets, octets - sa.bytes
+        self._retired_out = (packets, octets)
         self._outbound = sa
 
     def seal(self, inner: bytes) -> bytes | None:

@@ -15,6 +15,7 @@ referring to"), and an announcer that breaks one rule has no claim to be heard o
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from ipaddress import IPv6Address
@@ -96,6 +97,17 @@ class Announcement:
 
 AN_ACP_IKEV2 = Announcement(AN_ACP, IKEV2, TransportProto.IPPROTO_UDP, IKEV2_PORT)
 """What an ACP node announces: secure channels by IKEv2 on the well-known port."""
+
+
+def channel_methods(announcements: Iterable[Announcement]) -> dict[str, int]:
+    """Return the UDP port of every method by which the announcer of these takes secure channels."""
+    return {
+        announcement.method: announcement.port
+        for announcement in announcements
+        if announcement.objective == AN_ACP
+        and announcement.transport is TransportProto.IPPROTO_UDP
+        and announcement.port is not None
+    }
 
 
 def read_announcements(data: bytes, source: IPv6Address) -> tuple[int, tuple[Announcement, ...]]:

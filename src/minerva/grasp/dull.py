@@ -15,12 +15,12 @@ nobody answers within 3 s of its own last packet. On a link of many they are spr
 
 from __future__ import annotations
 
-import random as random_module
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv6Address
+from random import Random
 from typing import TypeAlias
 
 from minerva.core.sansio import Datagram
@@ -160,7 +160,7 @@ class DullInstance:
         self,
         link_local: IPv6Address,
         *,
-        random: random_module.Random,
+        random: Random,
         period: float = ANNOUNCE_PERIOD,
         ttl: int = ANNOUNCE_TTL,
     ) -> None:

@@ -225,7 +225,7 @@ class Divert:
 
     @classmethod
     def from_cbor(cls, item: Any) -> Divert:
-        """Return the option that ``item`` is, ignoring what is no locator in it. Raises :class:`GraspError`."""
+        """Return the option that ``item`` is; only its locators count. Raises :class:`GraspError`."""
         if option_type(item) != OptionType.O_DIVERT:
             raise GraspError(f"{reprlib.repr(item)} is not a Divert option")
         elements = check_array(item, 1, "Divert option")[1:]

@@ -6,8 +6,10 @@ import hmac
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import ClassVar
 
 from cryptography.hazmat.primitives.asymmetric import ec, x25519
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from minerva.core.secret import Secret
 from minerva.ikev2.constants import DhGroup, PrfId
@@ -15,6 +17,9 @@ from minerva.ikev2.errors import IkeCryptoError
 
 AEAD_KEY_LENGTH = 36
 """The keying material of AES-GCM with 256-bit keys, in bytes: the key and 4 of salt (RFC 4106, RFC 5282)."""
+
+PUBLIC_LENGTHS: dict[int, int] = {DhGroup.ECP_256: 64, DhGroup.ECP_384: 96, DhGroup.CURVE25519: 32}
+"""The lengths of the public values of the groups that we can do, in bytes."""
 
 _PRF_HASHES = {
     PrfId.PRF_HMAC_SHA2_256: ("sha256", 32),
@@ -58,28 +63,25 @@ class KeyAgreement(ABC):
         """
 
 
+_UNCOMPRESSED = b"\x04"
+
+
 class _Ecp(KeyAgreement):
     """A group of RFC 5903. A public value is x and y; the shared secret is x alone."""
 
-    _CURVES: dict[DhGroup, tuple[ec.EllipticCurve, int]] = {
-        DhGroup.ECP_256: (ec.SECP256R1(), 64),
-        DhGroup.ECP_384: (ec.SECP384R1(), 96),
-    }
+    _CURVES: ClassVar = {DhGroup.ECP_256: ec.SECP256R1(), DhGroup.ECP_384: ec.SECP384R1()}
 
     def __init__(self, group: DhGroup) -> None:
         self.group = group
-        curve, self._length = self._CURVES[group]
-        self._private = ec.generate_private_key(curve)
-        numbers = self._private.public_key().public_numbers()
-        half = self._length // 2
-        self.public = numbers.x.to_bytes(half) + numbers.y.to_bytes(half)
+        self._private = ec.generate_private_key(self._CURVES[group])
+        point = self._private.public_key().public_bytes(Encoding.X962, PublicFormat.UncompressedPoint)
+        self.public = point[len(_UNCOMPRESSED) :]
 
     def load(self, data: bytes) -> Callable[[], bytes]:
-        if len(data) != self._length:
-            raise IkeCryptoError(f"public value of {len(data)} bytes in group {self.group.name}")
+        _check_length(self.group, data)
         try:
             # Refuses points that are not on the curve (RFC 6989 section 2.3).
-            peer = ec.EllipticCurvePublicKey.from_encoded_point(self._private.curve, b"\x04" + data)
+            peer = ec.EllipticCurvePublicKey.from_encoded_point(self._private.curve, _UNCOMPRESSED + data)
         except ValueError as error:
             raise IkeCryptoError(f"public value is not a point of group {self.group.name}") from error
         return lambda: self._private.exchange(ec.ECDH(), peer)
@@ -94,8 +96,7 @@ class _Curve25519(KeyAgreement):
         self.public = self._private.public_key().public_bytes_raw()
 
     def load(self, data: bytes) -> Callable[[], bytes]:
-        if len(data) != len(self.public):
-            raise IkeCryptoError(f"public value of {len(data)} bytes in group {self.group.name}")
+        _check_length(self.group, data)
         peer = x25519.X25519PublicKey.from_public_bytes(data)
         return lambda: self._exchange(peer)
 
@@ -114,8 +115,10 @@ _AGREEMENTS: dict[DhGroup, type[_Ecp] | type[_Curve25519]] = {
     DhGroup.CURVE25519: _Curve25519,
 }
 
-GROUPS = frozenset(_AGREEMENTS)
-"""The groups that we can do."""
+
+def _check_length(group: DhGroup, data: bytes) -> None:
+    if len(data) != PUBLIC_LENGTHS[group]:
+        raise IkeCryptoError(f"public value of {len(data)} bytes in group {group.name}")
 
 
 def new_agreement(group: DhGroup) -> KeyAgreement:

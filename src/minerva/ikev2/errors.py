@@ -25,7 +25,9 @@ class IkeCryptoError(IkeError):
 class IkePeerError(IkeError):
     """The peer broke the rules or wants what we do not do. ``notify`` is what it is to be told."""
 
-    def __init__(self, notify: NotifyType, reason: str, *, data: bytes = b"", rule: int | None = None) -> None:
+    def __init__(
+        self, notify: NotifyType, reason: str, *, data: bytes = b"", rule: int | None = None
+    ) -> None:
         super().__init__(reason)
         self.notify = notify
         self.data = data

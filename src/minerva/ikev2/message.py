@@ -2,7 +2,9 @@
 
 The encrypted payload is that of RFC 5282 for AES-GCM with an ICV of 16 bytes::
 
-    Next Payload 8 | C | RESERVED 7 | Payload Length 16 | IV 64 | ciphertext of (payloads | padding | Pad Length) | ICV
+    Next Payload 8 | C | RESERVED 7 | Payload Length 16 | IV 64 | ciphertext | ICV 128
+
+    plaintext = payloads | padding | Pad Length 8
 
 The additional data of the AEAD is everything before the IV, so the header is authenticated as well.
 """
@@ -150,7 +152,7 @@ def encode_message(header: Header, payloads: Iterable[Payload]) -> bytes:
 
 
 def decode_message(data: bytes) -> tuple[Header, tuple[Payload, ...]]:
-    """Return header and payloads of a message without an encrypted payload. Raises :class:`IkeDecodeError`."""
+    """Return header and payloads of an unencrypted message. Raises :class:`IkeDecodeError`."""
     header = Header.decode(data)
     return header, decode_payloads(header.next_payload, data, HEADER_LENGTH)
 
@@ -164,7 +166,7 @@ def unsupported_critical(payloads: Sequence[Payload]) -> int | None:
 
 
 def one(payloads: Iterable[Payload], kind: type[_P]) -> _P | None:
-    """Return the payload of class ``kind``, or ``None``. Raises :class:`IkeDecodeError` if there are several."""
+    """Return the payload of class ``kind``, or ``None``; raise :class:`IkeDecodeError` for several."""
     found = [payload for payload in payloads if isinstance(payload, kind)]
     if len(found) > 1:
         raise IkeDecodeError(f"{len(found)} {kind.__name__} payloads, one allowed")
@@ -172,7 +174,7 @@ def one(payloads: Iterable[Payload], kind: type[_P]) -> _P | None:
 
 
 def required(payloads: Iterable[Payload], kind: type[_P]) -> _P:
-    """Return the one payload of class ``kind``. Raises :class:`IkeDecodeError` if there is not exactly one."""
+    """Return the one payload of class ``kind``; raise :class:`IkeDecodeError` unless there is just one."""
     payload = one(payloads, kind)
     if payload is None:
         raise IkeDecodeError(f"no {kind.__name__} payload")

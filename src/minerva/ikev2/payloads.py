@@ -28,6 +28,7 @@ _TYPE = struct.Struct("!Bxxx")
 _NOTIFY = struct.Struct("!BBH")
 _DELETE = struct.Struct("!BBH")
 _SHA1_LENGTH = 20
+_CHILD_SPI_LENGTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """D (section 3.11): ``Protocol ID 8 | SPI Size 8 | Num of SPIs 16 | SPIs``; without SPIs for the IKE SA."""
+    """D (section 3.11): ``Protocol ID 8 | SPI Size 8 | Num of SPIs 16 | SPIs``, none for the IKE SA itself."""
 
     TYPE: ClassVar[PayloadType] = PayloadType.DELETE
 
@@ -235,8 +236,7 @@ class Delete:
         """Return the payload. Raises :class:`IkeDecodeError`."""
         reader = Reader(body, IkeDecodeError)
         protocol, size, count = _DELETE.unpack(reader.read(_DELETE.size, "D"))
-        wanted = 0 if protocol == ProtocolId.IKE else 4
-        if size != wanted and count or (protocol == ProtocolId.IKE and count):
+        if count and (size != _CHILD_SPI_LENGTH or protocol == ProtocolId.IKE):
             raise IkeDecodeError(f"D for protocol {protocol}: {count} SPIs of {size} bytes")
         spis = tuple(reader.read(size, "D SPI") for _ in range(count))
         reader.expect_end("D")

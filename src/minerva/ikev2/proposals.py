@@ -84,7 +84,8 @@ class Proposal:
 
     ::
 
-        0 (last) or 2 | RESERVED | Proposal Length 16 | Num 8 | Protocol ID 8 | SPI Size 8 | Num Transforms 8 | SPI
+        0 (last) or 2 | RESERVED | Proposal Length 16 |
+        Num 8 | Protocol ID 8 | SPI Size 8 | Num Transforms 8 | SPI | Transforms
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Traffic selectors: the TSi and TSr payloads, and what we do with those of a peer (RFC 7296 section 3.13)."""
+"""Traffic selectors: TSi and TSr, and what we do with those of a peer (RFC 7296 sections 2.9, 3.13)."""
 
 from __future__ import annotations
 

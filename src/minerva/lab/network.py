@@ -53,10 +53,8 @@ class Network:
                 if segment.kind is SegmentKind.LAN:
                     await self._build_lan(segment, outside)
                 else:
-                    (node, interface), (peer, peer_interface) = segment.ends
-                    await outside.add_veth_between(
-                        interface, self.hosts[node], peer_interface, self.hosts[peer]
-                    )
+                    (near, interface), (far, far_interface) = segment.ends
+                    await outside.add_veth_between(interface, self.hosts[near], far_interface, self.hosts[far])
         finally:
             await outside.close()
         await asyncio.gather(*(self._set_up(item) for item in (*self.hosts.values(), *self.lans.values())))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import struct
+import sys
 import time
 from dataclasses import dataclass
 from enum import IntEnum
@@ -12,6 +13,7 @@ from typing import Final
 
 from minerva.core.errors import DecodeError
 from minerva.core.reader import Reader
+from minerva.linux.sockopt import TIMESTAMP_SPACE, enable_timestamps, force_receive_buffer, timestamp_ns
 
 MAX_OUTSTANDING: Final = 65_536
 """How many requests a socket remembers; beyond that it forgets the oldest, and their replies are ignored."""
@@ -20,11 +22,8 @@ ECHO_BUFFER: Final = 1 << 20
 """Receive buffer of an echo socket, in bytes: the replies to a whole laboratory may come at once."""
 
 _ICMP6_FILTER = 1
-_SO_RCVBUFFORCE = 33
-_SO_TIMESTAMPNS_NEW = 64
-_TIMESPEC = struct.Struct("@qq")
 _MAX_MESSAGE = 65_535
-_ANCILLARY_SIZE = socket.CMSG_SPACE(_TIMESPEC.size) + socket.CMSG_SPACE(4)
+_ANCILLARY_SIZE = TIMESTAMP_SPACE + socket.CMSG_SPACE(4)
 
 
 class IcmpDecodeError(DecodeError):
@@ -99,8 +98,8 @@ class EchoSocket:
         self._socket = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
         try:
             self._socket.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, _only(EchoType.ECHO_REPLY))
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, ECHO_BUFFER)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
+            force_receive_buffer(self._socket, ECHO_BUFFER)
+            enable_timestamps(self._socket)
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
             self._socket.bind((str(source), 0, 0, scope))
         except BaseException:
@@ -146,20 +145,22 @@ class EchoSocket:
         sent = self._outstanding.pop((echo.ident, echo.sequence, source), None)
         if sent is None:
             return None
-        hop_limit, waited = 0, 0.0
-        for level, kind, value in ancillary:
-            if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:
-                hop_limit = int(struct.unpack("@i", value)[0])
-            elif level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS_NEW:
-                # How long the reply lay in our buffer says nothing about the path.
-                seconds, nanoseconds = _TIMESPEC.unpack(value)
-                waited = max(0, time.time_ns() - seconds * 10**9 - nanoseconds) / 1e9
+        now, arrived = time.time_ns(), timestamp_ns(ancillary)
+        # How long the reply lay in our buffer says nothing about the path.
+        waited = 0.0 if arrived is None else max(0, now - arrived) / 1e9
         rtt = max(0.0, time.monotonic() - sent - waited)
-        return EchoAnswer(source, echo.ident, echo.sequence, rtt, hop_limit, echo.payload)
+        return EchoAnswer(source, echo.ident, echo.sequence, rtt, _hop_limit(ancillary), echo.payload)
 
     def close(self) -> None:
         """Close the socket."""
         self._socket.close()
+
+
+def _hop_limit(ancillary: list[tuple[int, int, bytes]]) -> int:
+    for level, kind, value in ancillary:
+        if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:
+            return int.from_bytes(value, sys.byteorder)
+    return 0
 
 
 def _only(kind: EchoType) -> bytes:

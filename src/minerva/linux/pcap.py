@@ -9,8 +9,11 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import time
 from enum import IntEnum
 from typing import BinaryIO, Final
+
+from minerva.linux.sockopt import TIMESTAMP_SPACE, enable_timestamps, force_receive_buffer, timestamp_ns
 
 MAX_FRAME: Final = 262_144
 """The most bytes of a frame that are kept by default; a veth carries unsegmented ones of 64 KiB and more."""
@@ -119,10 +122,6 @@ _ETH_P_ALL = 3
 _SOL_PACKET = 263
 _PACKET_STATISTICS = 6
 _PACKET_OUTGOING = 4
-_SO_RCVBUFFORCE = 33
-# The variant that is two 64-bit numbers on every architecture.
-_SO_TIMESTAMPNS_NEW = 64
-_TIMESPEC = struct.Struct("@qq")
 _ARPHRD_NONE = 0xFFFE
 
 
@@ -158,8 +157,8 @@ class Capture:
             socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0
         )
         try:
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, buffer)
-            self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS_NEW, 1)
+            force_receive_buffer(self._socket, buffer)
+            enable_timestamps(self._socket)
             self._socket.bind((device, _ETH_P_ALL))
             # A TUN interface has no link layer, and those of an ACP carry IPv6 alone.
             hardware = self._socket.getsockname()[3]
@@ -196,7 +195,7 @@ class Capture:
     def _read(self) -> bool:
         try:
             size, ancillary, _, address = self._socket.recvmsg_into(
-                [self._buffer], socket.CMSG_SPACE(_TIMESPEC.size), socket.MSG_TRUNC
+                [self._buffer], TIMESTAMP_SPACE, socket.MSG_TRUNC
             )
         except BlockingIOError:
             return False
@@ -207,10 +206,9 @@ class Capture:
             raise
         outgoing = address[2] == _PACKET_OUTGOING
         if not (outgoing and self._incoming_only):
-            seconds, nanoseconds = _TIMESPEC.unpack(ancillary[0][2])
             self._writer.write(
                 self._interface,
-                seconds * 10**9 + nanoseconds,
+                timestamp_ns(ancillary) or time.time_ns(),
                 bytes(self._buffer[:size]),
                 original_size=size,
                 outgoing=outgoing,

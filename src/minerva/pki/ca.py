@@ -23,12 +23,12 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
-from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from minerva.pki.address import AcpAddress, Scheme
 from minerva.pki.allocator import AddressAllocator
-from minerva.pki.errors import AuthorityError, KeyRuleError
+from minerva.pki.certificates import dump_pem, load_pem
+from minerva.pki.errors import AuthorityError, CertificateError, KeyRuleError
 from minerva.pki.files import File, append_line, locked, write_files
 from minerva.pki.identity import ANCHORS_FILE, CERTIFICATE_FILE, CHAIN_FILE, KEY_FILE
 from minerva.pki.keys import (
@@ -135,15 +135,15 @@ class CertificateAuthority:
         Raises :class:`AuthorityError` if there is none, or none that can be used.
         """
         try:
-            certificate = x509.load_pem_x509_certificate((directory / CA_CERTIFICATE_FILE).read_bytes())
+            (certificate,) = load_pem((directory / CA_CERTIFICATE_FILE).read_bytes())
             key = load_private_key((directory / CA_KEY_FILE).read_bytes())
-            chain = _load_all((directory / CHAIN_FILE).read_bytes())
-            anchors = _load_all((directory / ANCHORS_FILE).read_bytes())
+            chain = load_pem((directory / CHAIN_FILE).read_bytes())
+            anchors = load_pem((directory / ANCHORS_FILE).read_bytes())
         except OSError as error:
             raise AuthorityError(
                 f"no CA in {directory} ({error.strerror}: {error.filename}); make one with `minerva ca init`"
             ) from error
-        except (ValueError, KeyRuleError) as error:
+        except (ValueError, CertificateError, KeyRuleError) as error:
             raise AuthorityError(f"the CA in {directory} cannot be read: {error}") from error
         if key.public_key() != certificate.public_key():
             raise AuthorityError(
@@ -166,10 +166,10 @@ class CertificateAuthority:
             write_files(
                 directory,
                 File(CA_KEY_FILE, dump_private_key(authority._key), secret=True),
-                File(CHAIN_FILE, _dump_all(authority.chain)),
-                File(ANCHORS_FILE, _dump_all(authority.anchors)),
+                File(CHAIN_FILE, dump_pem(authority.chain)),
+                File(ANCHORS_FILE, dump_pem(authority.anchors)),
                 File(STATE_FILE, AddressAllocator.fresh(os.urandom).encode()),
-                File(CA_CERTIFICATE_FILE, _dump_all((authority.certificate,))),
+                File(CA_CERTIFICATE_FILE, dump_pem((authority.certificate,))),
             )
         return authority
 
@@ -245,7 +245,7 @@ class CertificateAuthority:
         bare = AcpNodeName(self.domain, rsub=rsub, address_field=AddressField.OMITTED)
         if isinstance(address, AddressField) and address is not AddressField.ADDRESS:
             return replace(bare, address_field=address)
-        allocator = self._load_allocator()
+        allocator = self.load_pemocator()
         if isinstance(address, AcpAddress):
             if not allocator.gave(address, bare.routing_subdomain):
                 raise AuthorityError(f"{address} is not what this CA gave a node of {bare.routing_subdomain}")
@@ -254,7 +254,7 @@ class CertificateAuthority:
             write_files(self.directory, File(STATE_FILE, allocator.encode()))
         return AcpNodeName(self.domain, address.address, rsub)
 
-    def _load_allocator(self) -> AddressAllocator:
+    def load_pemocator(self) -> AddressAllocator:
         path = self.directory / STATE_FILE
         try:
             return AddressAllocator.decode(path.read_bytes())
@@ -307,12 +307,12 @@ def write_node_directory(directory: Path, issued: Issued) -> None:
     Raises :class:`AuthorityError` if there is an identity already.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-    files = [File(ANCHORS_FILE, _dump_all(issued.anchors)), File(CHAIN_FILE, _dump_all(issued.chain))]
+    files = [File(ANCHORS_FILE, dump_pem(issued.anchors)), File(CHAIN_FILE, dump_pem(issued.chain))]
     if issued.private_key is not None:
         files.append(File(KEY_FILE, dump_private_key(issued.private_key), secret=True))
     with locked(directory):
         check_free(directory)
-        write_files(directory, *files, File(CERTIFICATE_FILE, _dump_all((issued.certificate,))))
+        write_files(directory, *files, File(CERTIFICATE_FILE, dump_pem((issued.certificate,))))
 
 
 def _validity(lifetime: timedelta, now: datetime | None) -> tuple[datetime, datetime]:
@@ -387,11 +387,3 @@ def _key_usage(*, ca: bool) -> x509.KeyUsage:
         encipher_only=False,
         decipher_only=False,
     )
-
-
-def _dump_all(certificates: tuple[x509.Certificate, ...]) -> bytes:
-    return b"".join(certificate.public_bytes(Encoding.PEM) for certificate in certificates)
-
-
-def _load_all(data: bytes) -> tuple[x509.Certificate, ...]:
-    return tuple(x509.load_pem_x509_certificates(data)) if data else ()

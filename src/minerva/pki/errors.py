@@ -48,6 +48,10 @@ class AddressError(PkiError):
     """An IPv6 address is not an ACP address, or does not have the field asked for."""
 
 
+class CertificateError(DecodeError, PkiError):
+    """Bytes are not a certificate."""
+
+
 class KeyRuleError(PkiError):
     """A public key or a signature algorithm is not one that RFC 8994 section 6.2.1 lets us accept."""
 

@@ -12,8 +12,14 @@ from pathlib import Path
 from cryptography import x509
 
 from minerva.pki.address import AcpAddress, Scheme
-from minerva.pki.errors import AddressError, IdentityError, KeyRuleError, NodeNameError, PathError
-from minerva.pki.keys import check_certificate
+from minerva.pki.certificates import load_pem
+from minerva.pki.errors import (
+    AddressError,
+    CertificateError,
+    IdentityError,
+    NodeNameError,
+    PathError,
+)
 from minerva.pki.node_name import AcpNodeName, AddressField
 from minerva.pki.path import validate_path
 
@@ -65,14 +71,14 @@ class Identity:
 
         Raises :class:`IdentityError`.
         """
-        certificates = _load_pem(cert_pem, CERTIFICATE_FILE)
+        certificates = _load(cert_pem, CERTIFICATE_FILE)
         if len(certificates) != 1:
             raise IdentityError(
                 f"{CERTIFICATE_FILE} holds {len(certificates)} certificates, not this node's alone; "
                 f"CA certificates belong into {CHAIN_FILE}"
             )
-        chain = _load_pem(chain_pem, CHAIN_FILE)
-        return cls.from_certificates(certificates[0], chain, _load_pem(anchors_pem, ANCHORS_FILE))
+        chain = _load(chain_pem, CHAIN_FILE)
+        return cls.from_certificates(certificates[0], chain, _load(anchors_pem, ANCHORS_FILE))
 
 
 def load_identity(directory: Path) -> Identity:
@@ -100,9 +106,8 @@ def load_identity(directory: Path) -> Identity:
 def check_own(identity: Identity, when: datetime) -> None:
     """Raise :class:`IdentityError` unless our certificate is good at ``when``, which has a time zone."""
     try:
-        check_certificate(identity.certificate)
         validate_path((identity.certificate, *identity.chain), identity.anchors, when)
-    except (KeyRuleError, PathError) as error:
+    except PathError as error:
         raise IdentityError(f"this node's certificate is of no use: {error}; {_REMEDY}") from error
 
 
@@ -127,10 +132,8 @@ def _own_address(node_name: AcpNodeName) -> AcpAddress:
     return address
 
 
-def _load_pem(data: bytes, name: str) -> tuple[x509.Certificate, ...]:
-    if not data.strip():
-        return ()
+def _load(data: bytes, name: str) -> tuple[x509.Certificate, ...]:
     try:
-        return tuple(x509.load_pem_x509_certificates(data))
-    except ValueError as error:
-        raise IdentityError(f"{name} is not a certificate in PEM: {error}; {_REMEDY}") from error
+        return load_pem(data)
+    except CertificateError as error:
+        raise IdentityError(f"{name}: {error}; {_REMEDY}") from error

@@ -10,6 +10,7 @@ from ipaddress import IPv6Address
 from cryptography import x509
 
 from minerva.core.reader import Reader
+from minerva.pki.certificates import UNREADABLE
 from minerva.pki.errors import NodeNameError
 
 ID_ON_ACP_NODE_NAME = x509.ObjectIdentifier("1.3.6.1.5.5.7.8.10")
@@ -20,9 +21,6 @@ MAX_NAME_LENGTH = 1024
 
 MAX_DOMAIN_LENGTH = 253
 """The longest routing-subdomain accepted, in characters: the 255 octets of RFC 1034 section 3.1."""
-
-UNREADABLE = (ValueError, TypeError, x509.DuplicateExtension, x509.UnsupportedGeneralNameType)
-"""What the library raises when it is asked for the extensions of a malformed certificate."""
 
 _IA5_STRING = 0x16
 
@@ -113,7 +111,7 @@ class AcpNodeName:
         except x509.ExtensionNotFound:
             raise NodeNameError("no acp-node-name in the certificate: it has no subjectAltName") from None
         except UNREADABLE as error:
-            raise NodeNameError(f"the certificate's extensions cannot be read: {error}") from error
+            raise NodeNameError("the certificate's extensions cannot be read") from error
         names = [
             name.value
             for name in extension.value.get_values_for_type(x509.OtherName)

@@ -9,9 +9,9 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509 import verification
 
+from minerva.pki.certificates import UNREADABLE
 from minerva.pki.errors import KeyRuleError, PathError
 from minerva.pki.keys import check_certificate
-from minerva.pki.node_name import UNREADABLE
 
 MAX_CERTIFICATES = 16
 """How many certificates, the leaf included, a peer may send."""
@@ -36,6 +36,8 @@ def validate_path(
     Raises :class:`PathError`, whose text tells an expired certificate from an unacceptable key and from
     an unknown issuer.
     """
+    if when is not None and when.tzinfo is None:
+        raise ValueError("the time of a path validation needs a time zone")
     if not chain:
         raise PathError("no certificate")
     if len(chain) > MAX_CERTIFICATES:
@@ -53,11 +55,16 @@ def validate_path(
     except KeyRuleError as error:
         raise PathError(str(error)) from error
     except UNREADABLE as error:
-        raise PathError(f"a certificate cannot be read: {error}") from error
+        raise PathError(f"a certificate cannot be read: {_printable(str(error))}") from error
 
 
 def _name(name: x509.Name) -> str:
-    return ascii(name.rfc4514_string())[1:-1] or "(no name)"
+    return _printable(name.rfc4514_string()) or "(no name)"
+
+
+def _printable(text: str) -> str:
+    # A stranger chose the text. On an operator's terminal it must not do more than be read.
+    return ascii(text)[1:-1]
 
 
 def _authentic(
@@ -87,11 +94,6 @@ def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
     return True
 
 
-def _demand_ca(_policy: object, _certificate: x509.Certificate, extension: x509.BasicConstraints) -> None:
-    if not extension.ca:
-        raise ValueError("basicConstraints says that it is not a CA")
-
-
 def _demand_cert_sign(
     _policy: object, _certificate: x509.Certificate, extension: x509.KeyUsage | None
 ) -> None:
@@ -100,10 +102,11 @@ def _demand_cert_sign(
 
 
 # The library's own policies are those of the web: they demand names and key usages that RFC 8994 does
-# not. These demand of a CA what RFC 5280 section 6.1.4 (k) and (n) do, and of a leaf nothing.
+# not. These demand of a CA what RFC 5280 section 6.1.4 (k) and (n) do (that basicConstraints say it is a CA
+# is checked by the library where they must be present), and of a leaf nothing.
 _CA_POLICY = (
     verification.ExtensionPolicy.permit_all()
-    .require_present(x509.BasicConstraints, verification.Criticality.AGNOSTIC, _demand_ca)
+    .require_present(x509.BasicConstraints, verification.Criticality.AGNOSTIC, None)
     .may_be_present(x509.KeyUsage, verification.Criticality.AGNOSTIC, _demand_cert_sign)
 )
 _LEAF_POLICY = verification.ExtensionPolicy.permit_all()
@@ -162,7 +165,7 @@ def _explain(
             check_certificate(ca)
         except KeyRuleError as reason:
             return f"CA {_name(ca.subject)}: {reason}"
-    return f"no path to a trust anchor: {ascii(str(error))[1:-1]}"
+    return f"no path to a trust anchor: {_printable(str(error))}"
 
 
 def _out_of_time(certificate: x509.Certificate, when: datetime) -> str | None:

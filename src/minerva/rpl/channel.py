@@ -7,7 +7,7 @@ from ipaddress import IPv6Address
 from random import Random
 
 from minerva.core.backoff import Backoff
-from minerva.rpl.config import DOMAIN_SPACE, MIN_HOP_RANK_INCREASE, OBJECTIVE_FUNCTION_ZERO, RplConfig
+from minerva.rpl.config import DOMAIN_SPACE, OBJECTIVE_FUNCTION_ZERO, RplConfig
 from minerva.rpl.dao import DaoSession
 from minerva.rpl.downward import NEVER
 from minerva.rpl.messages import INFINITE_RANK, Dio, ModeOfOperation
@@ -67,11 +67,10 @@ class Channel:
         self._dio_step = 0
         self._dio_at = -NEVER
         self._reply_at = -NEVER
-        self._solicitation = self._new_solicitation()
-
-    def _new_solicitation(self) -> Backoff:
-        config = self._config
-        return Backoff(config.dis_initial, config.dis_maximum, jitter=_JITTER, random=self._random.random)
+        self._solicitation = Backoff(
+            config.dis_initial, config.dis_maximum, jitter=_JITTER, random=random.random
+        )
+        self._complete = False
 
     # DIO: at once when its content changed, repeated, then seldom.
 
@@ -121,8 +120,9 @@ class Channel:
         if neighbour.complete:
             self._solicitation.reset()
             self.dis_due = now + self._config.neighbour_silence
-        elif self.dis_due > now + self._config.dis_maximum * 2:
-            self.dis_due = now
+        elif self._complete:
+            self.solicit(now)
+        self._complete = neighbour.complete
 
     def dis_sent(self, now: float) -> None:
         """Arm the next DIS."""
@@ -164,7 +164,7 @@ def is_usable(configuration: DodagConfiguration) -> bool:
     """Return whether a node of this profile can be a router in such a DODAG."""
     return (
         configuration.objective_code_point == OBJECTIVE_FUNCTION_ZERO
-        and 0 < configuration.min_hop_rank_increase <= INFINITE_RANK // MIN_HOP_RANK_INCREASE * MIN_HOP_RANK_INCREASE
+        and configuration.min_hop_rank_increase > 0
         and configuration.default_lifetime > 0
         and configuration.lifetime_unit > 0
         and not configuration.authentication_enabled

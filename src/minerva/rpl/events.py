@@ -132,11 +132,5 @@ class DaoUnanswered:
 
 
 RplEvent: TypeAlias = (
-    RouteAdded
-    | RouteRemoved
-    | DodagChanged
-    | ParentsChanged
-    | NeighbourHeard
-    | NeighbourLost
-    | DaoUnanswered
+    RouteAdded | RouteRemoved | DodagChanged | ParentsChanged | NeighbourHeard | NeighbourLost | DaoUnanswered
 )

@@ -62,7 +62,7 @@ def _message(code: Code, base: bytes, options: Sequence[Option]) -> bytes:
 class Dis:
     """DODAG Information Solicitation (RFC 6550 section 6.2)::
 
-        Flags | Reserved | options
+    Flags | Reserved | options
     """
 
     CODE: ClassVar[Code] = Code.DODAG_INFORMATION_SOLICITATION

@@ -193,7 +193,9 @@ class SolicitedInformation:
     def encode(self) -> bytes:
         """Return the option with its header."""
         flags = self.version_predicate << 7 | self.instance_predicate << 6 | self.dodagid_predicate << 5
-        return _frame(self.TYPE, bytes((self.instance, flags)) + self.dodag_id.packed + bytes((self.version,)))
+        return _frame(
+            self.TYPE, bytes((self.instance, flags)) + self.dodag_id.packed + bytes((self.version,))
+        )
 
     @classmethod
     def decode(cls, data: bytes) -> SolicitedInformation:

@@ -1,0 +1,76 @@
+# Everything a newcomer needs is `make demo` and `make test`; the rest is for those who change things.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MINERVA := $(BIN)/minerva
+FUZZ_SECONDS ?= 60
+SOAK_ROUNDS ?= 10
+
+# What only the tests need of Debian; what the demo needs is checked by tools/check-system.
+TEST_PACKAGES := iproute2 openssl tshark
+
+.PHONY: help venv demo test lint bench fuzz soak matrix clean
+
+help:
+	@echo "make demo    five nodes become one encrypted, routed network on this machine (needs root)"
+	@echo "make test    all tests (the lab's need root)"
+	@echo "make venv    only the virtual environment: then .venv/bin/minerva runs"
+	@echo "make lint    ruff and mypy"
+	@echo "make bench   measurements, as JSON lines"
+	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (60)"
+	@echo "make soak    what takes long: every topology SOAK_ROUNDS (10) times"
+	@echo "make matrix  docs/conformance.md from the tests"
+	@echo "make clean   remove what was made here"
+
+$(VENV)/.installed: pyproject.toml tools/check-system
+	@sh tools/check-system $(PYTHON)
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing Minerva and its libraries into $(VENV)" >&2
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.installed
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/.fuzz: $(VENV)/.test
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[fuzz]'
+	@touch $@
+
+venv: $(VENV)/.installed
+
+demo: venv
+	@test "$$(id -u)" = 0 || { echo "make demo makes network namespaces: run it as root (sudo make demo)" >&2; exit 2; }
+	@$(MINERVA) lab run ring:5 --cut n1-n2
+
+test: $(VENV)/.test
+	@sh tools/apt-packages $(TEST_PACKAGES)
+	@$(BIN)/python -m pytest -m 'not soak'
+
+lint: $(VENV)/.test
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.test
+	@for file in bench/bench_*.py; do echo "$$file" >&2; $(BIN)/python $$file || exit 1; done
+
+bench-%: $(VENV)/.test
+	@$(BIN)/python bench/bench_$*.py
+
+fuzz: $(VENV)/.fuzz
+	@for file in fuzz/fuzz_*.py; do \
+		echo "$$file for $(FUZZ_SECONDS) seconds" >&2; \
+		$(BIN)/python $$file -max_total_time=$(FUZZ_SECONDS) -verbosity=0 -print_final_stats=1 || exit 1; \
+	done
+
+soak: $(VENV)/.test
+	@sh tools/apt-packages $(TEST_PACKAGES)
+	@MINERVA_SOAK_ROUNDS=$(SOAK_ROUNDS) $(BIN)/python -m pytest -m soak --timeout=3600
+
+matrix: $(VENV)/.test
+	@$(BIN)/python tools/conformance.py --write
+
+clean:
+	@rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,737 @@
+"""A node of the ACP's one RPL instance: storing mode, OF0, over point-to-point channels.
+
+``selection`` says how DODAG and parents are chosen and why there are no loops; ``downward`` keeps what the
+children announced; ``dao`` keeps each parent informed; ``channel`` times DIOs and DISs. This module joins them:
+messages come in, routes, events and datagrams go out.
+
+The node announces its own prefix to up to three parents at a time, each with other Path Control bits. Only the
+preferred one carries the default route. What changes downwards waits ``delay_dao`` for company, except that
+something has become unreachable: that goes up at once. A parent that is left while it works gets its No-Path a
+moment later, when the new parents know the path.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from ipaddress import IPv6Address, IPv6Network
+from math import ceil
+from random import Random
+
+from minerva.rpl.channel import Channel, Neighbour, is_dodag_id
+from minerva.rpl.config import (
+    DOMAIN_SPACE,
+    MIN_HOP_RANK_INCREASE,
+    MIN_TARGET_LENGTH,
+    Preference,
+    RplConfig,
+)
+from minerva.rpl.dao import Announcement
+from minerva.rpl.downward import NEVER, Path, TargetTable, split_path_control
+from minerva.rpl.errors import RplDecodeError, RplUsageError, UnknownCode
+from minerva.rpl.events import (
+    DEFAULT_ROUTE,
+    TRANSITIONS,
+    DaoUnanswered,
+    DodagCause,
+    DodagChanged,
+    NeighbourCause,
+    NeighbourHeard,
+    NeighbourLost,
+    NextHop,
+    ParentsChanged,
+    Role,
+    RouteAdded,
+    RouteRemoved,
+    RplDatagram,
+    RplEvent,
+)
+from minerva.rpl.messages import (
+    ALL_RPL_NODES,
+    DEFAULT_INSTANCE,
+    INFINITE_RANK,
+    Dao,
+    DaoAck,
+    DaoGroup,
+    Dio,
+    Dis,
+    Message,
+    ModeOfOperation,
+    decode,
+)
+from minerva.rpl.options import (
+    INFINITE_LIFETIME,
+    INFINITE_LIFETIME_UNIT,
+    TransitInformation,
+)
+from minerva.rpl.selection import Choice, Dodag, DodagMemory, choose
+from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_newer, is_older
+from minerva.rpl.status import Drop, NeighbourStatus, RplStatus
+
+_OWN_BITS = 0xFF
+_MIN_REFRESH = 10.0
+_FAREWELLS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class _View:
+    """What the neighbour on one channel is to know: a :class:`minerva.rpl.dao.Knowledge`."""
+
+    node: RplNode
+    interface: int
+    now: float
+
+    def announcement(self, prefix: IPv6Network) -> Announcement | None:
+        return self.node._announcement(prefix, self.interface)
+
+    def path_lifetime(self, prefix: IPv6Network) -> int:
+        return self.node._path_lifetime(prefix, self.now)
+
+    def path_sequence(self, prefix: IPv6Network) -> int | None:
+        return self.node._known_sequence(prefix)
+
+
+class RplNode:
+    """One node. ``receive`` never raises for what is in a message; ``dropped`` counts what was refused.
+
+    ``dodag_id`` is the node's own ACP address, ``prefix`` the prefix of its acp-node-name (/127, /120 or
+    /112), ``random`` spreads timers. Whoever installs the routes must also install a black-hole (unreachable)
+    route for ``prefix`` (RFC 8994 section 6.12.1.11), which is not an event as it never changes.
+    """
+
+    def __init__(
+        self,
+        dodag_id: IPv6Address,
+        prefix: IPv6Network,
+        preference: Preference = Preference.DEFAULT,
+        *,
+        random: Random,
+        config: RplConfig | None = None,
+    ) -> None:
+        if (
+            dodag_id not in prefix
+            or prefix.prefixlen < MIN_TARGET_LENGTH
+            or not prefix.subnet_of(DOMAIN_SPACE)
+        ):
+            raise RplUsageError(f"{dodag_id} and {prefix} are no ACP address and its prefix")
+        self.dodag_id = dodag_id
+        self.prefix = prefix
+        self.preference = preference
+        self.role = Role.ROOT
+        self.dropped: Counter[Drop] = Counter()
+        self.sent: Counter[str] = Counter()
+        self._config = config or RplConfig()
+        self._random = random
+        self._own_version = INITIAL_SEQUENCE
+        self._version_started = -NEVER
+        self._own_configuration = self._config.dodag_configuration()
+        self._dodag = self._own_dodag()
+        self._configuration = self._own_configuration
+        self._rank = MIN_HOP_RANK_INCREASE
+        self._dtsn = INITIAL_SEQUENCE
+        self._parents: tuple[int, ...] = ()
+        self._memory = DodagMemory(
+            self._config.hold_down, self._config.hold_down_maximum, self._config.stable_after
+        )
+        self._channels: dict[int, Channel] = {}
+        self._targets = TargetTable(self._config.superseded_grace)
+        self._own_targets: dict[IPv6Network, bool] = {prefix: False}
+        self._own_sequence = INITIAL_SEQUENCE
+        self._refresh_due = NEVER
+        self._hold_due = NEVER
+        self._routes: dict[IPv6Network, NextHop] = {}
+        self._events: deque[RplEvent] = deque()
+        self._datagrams: list[RplDatagram] = []
+
+    # What the driver calls.
+
+    @property
+    def routes(self) -> dict[IPv6Network, NextHop]:
+        """All routes, as the events so far (taken or not) have made them."""
+        return dict(self._routes)
+
+    def interface_up(self, interface: int, link_local: IPv6Address, rank_factor: int, now: float) -> None:
+        """Use ``interface``, on which this node is ``link_local``: a channel is up.
+
+        ``rank_factor`` is ``HIGH_SPEED_FACTOR`` or ``LOW_SPEED_FACTOR``. Raises :class:`RplUsageError` if
+        the interface is up already.
+        """
+        if interface in self._channels:
+            raise RplUsageError(f"interface {interface} is up already; take it down first")
+        if self.role is Role.STOPPED:
+            return
+        channel = Channel(interface, link_local, rank_factor, self._config, self._random)
+        self._channels[interface] = channel
+        channel.solicit(now)
+        channel.dio_changed(now)
+        self._run(now)
+
+    def interface_down(self, interface: int, now: float) -> None:
+        """Stop using ``interface``, whose channel is closed or whose peer is dead: react at once."""
+        channel = self._channels.pop(interface, None)
+        if channel is not None and self.role is not Role.STOPPED:
+            self._lose_neighbour(channel, NeighbourCause.INTERFACE_DOWN, now)
+            self._run(now)
+
+    def set_preference(self, preference: Preference, now: float) -> None:
+        """Change how much this node wants to be the root, as when a registrar starts on it."""
+        if preference != self.preference and self.role is not Role.STOPPED:
+            self.preference = preference
+            if self.role is Role.ROOT:
+                # All of this DODAG must learn of it, and a new version makes the old description void.
+                self._start_version(DodagCause.GLOBAL_REPAIR, now)
+            self._evaluate(now)
+            self._run(now)
+
+    def set_subnets(self, subnets: Iterable[IPv6Network], now: float) -> None:
+        """Announce these as well: the /64 of each ACP connect interface (RFC 8994 section 6.12.1.11)."""
+        wanted = {self.prefix: False, **dict.fromkeys(subnets, True)}
+        if any(subnet.prefixlen < MIN_TARGET_LENGTH for subnet in wanted):
+            raise RplUsageError(f"a subnet to announce is shorter than /{MIN_TARGET_LENGTH}")
+        changed = self._own_targets.keys() ^ wanted.keys()
+        self._own_targets = wanted
+        self._own_sequence = increment(self._own_sequence)
+        for interface in self._parents:
+            self._channels[interface].session.mark([*wanted, *changed], now)
+        self._run(now)
+
+    def global_repair(self, now: float) -> None:
+        """Start a new version of the DODAG, if this node is its root: an administrator's last resort."""
+        if self.role is Role.ROOT:
+            self._start_version(DodagCause.GLOBAL_REPAIR, now)
+            self._run(now)
+
+    def shutdown(self, now: float) -> None:
+        """Say goodbye: poison upwards routes through this node and withdraw downward ones. Nothing follows."""
+        if self.role is Role.STOPPED:
+            return
+        self._rank = INFINITE_RANK
+        for channel in self._channels.values():
+            daos = channel.session.farewell(_View(self, channel.interface, now))
+            for _ in range(_FAREWELLS):
+                self._send(channel, ALL_RPL_NODES, self._dio())
+                if channel.neighbour is not None:
+                    for dao in daos:
+                        self._send(channel, channel.neighbour.address, dao)
+        self._channels.clear()
+        self._parents = ()
+        for prefix in list(self._routes):
+            self._set_route(prefix, None)
+        self._change_role(Role.STOPPED, self._dodag, DodagCause.SHUTDOWN)
+
+    def receive(
+        self, interface: int, data: bytes, source: IPv6Address, destination: IPv6Address, now: float
+    ) -> None:
+        """Take an ICMPv6 message of type 155 that came in on ``interface``."""
+        channel = self._channels.get(interface)
+        if channel is None:
+            self.dropped[Drop.UNKNOWN_INTERFACE] += 1
+            return
+        if not self._addresses_fit(channel, source, destination):
+            return
+        try:
+            message = decode(data)
+        except UnknownCode:
+            self.dropped[Drop.UNKNOWN_CODE] += 1
+            return
+        except RplDecodeError:
+            self.dropped[Drop.MALFORMED] += 1
+            return
+        if not isinstance(message, Dis) and message.instance != DEFAULT_INSTANCE:
+            self.dropped[Drop.OTHER_INSTANCE] += 1
+            return
+        neighbour = self._hear(channel, source, now)
+        multicast = destination == ALL_RPL_NODES
+        if isinstance(message, Dio):
+            self._receive_dio(channel, neighbour, message, now)
+        elif isinstance(message, Dis):
+            self._receive_dis(channel, message, multicast, now)
+        elif multicast:
+            self.dropped[Drop.NOT_UNICAST] += 1
+        elif isinstance(message, Dao):
+            self._receive_dao(channel, neighbour, message, now)
+        else:
+            self._receive_dao_ack(channel, neighbour, message, now)
+        self._run(now)
+
+    def datagrams_to_send(self, now: float) -> list[RplDatagram]:  # noqa: ARG002 -- the contract of a core
+        """Return, and forget, what is to be sent."""
+        datagrams, self._datagrams = self._datagrams, []
+        return datagrams
+
+    def next_event(self) -> RplEvent | None:
+        """Return, and forget, the oldest event, or ``None``."""
+        return self._events.popleft() if self._events else None
+
+    def next_timer(self) -> float | None:
+        """Return when ``on_timer`` wants to be called, or ``None`` for never."""
+        if self.role is Role.STOPPED:
+            return None
+        times = [channel.next_timer for channel in self._channels.values()]
+        when = min([*times, self._refresh_due, self._hold_due, self._targets.next_sweep])
+        return None if when == NEVER else when
+
+    def on_timer(self, now: float) -> None:
+        """Do what is due at ``now``. Harmless when nothing is."""
+        if self.role is Role.STOPPED:
+            return
+        if self._hold_due <= now:
+            self._evaluate(now)
+        if self._refresh_due <= now:
+            self._refresh(now)
+        if self._targets.next_sweep <= now:
+            self._targets_changed(self._targets.sweep(now), now)
+        self._run(now)
+
+    def status(self, now: float) -> RplStatus:
+        """Return all that an operator may want to know."""
+        return RplStatus(
+            role=self.role,
+            preference=self.preference,
+            dodag_id=self._dodag.dodag_id,
+            version=self._dodag.version,
+            grounded=self._dodag.grounded,
+            root_preference=self._dodag.preference,
+            rank=self._rank,
+            parents=tuple(hop for i in self._parents if (hop := self._next_hop(i)) is not None),
+            neighbours=tuple(self._neighbour_status(c, now) for c in self._channels.values()),
+            routes=dict(self._routes),
+            targets=len(self._targets),
+            sent=dict(self.sent),
+            dropped={drop.value: count for drop, count in self.dropped.items()},
+        )
+
+    # Messages.
+
+    def _addresses_fit(self, channel: Channel, source: IPv6Address, destination: IPv6Address) -> bool:
+        if not source.is_link_local or destination not in (ALL_RPL_NODES, channel.link_local):
+            self.dropped[Drop.NOT_LINK_LOCAL] += 1
+        elif source == channel.link_local:
+            self.dropped[Drop.OWN_ADDRESS] += 1
+        else:
+            return True
+        return False
+
+    def _hear(self, channel: Channel, source: IPv6Address, now: float) -> Neighbour:
+        neighbour = channel.neighbour
+        if neighbour is not None and neighbour.address != source:
+            self._lose_neighbour(channel, NeighbourCause.REPLACED, now)
+            neighbour = None
+        if neighbour is None:
+            neighbour = channel.neighbour = Neighbour(source, now)
+            self._events.append(NeighbourHeard(channel.interface, source))
+            channel.solicit(now)
+            channel.dio_changed(now)
+        channel.heard(now)
+        return neighbour
+
+    def _receive_dio(self, channel: Channel, neighbour: Neighbour, dio: Dio, now: float) -> None:
+        if not is_dodag_id(dio.dodag_id):
+            self.dropped[Drop.BAD_DODAG_ID] += 1
+            return
+        old = neighbour.dio
+        if dio == old:
+            return
+        neighbour.take_dio(dio)
+        channel.heard(now)
+        if dio.dodag_id == self.dodag_id:
+            self._hear_own_dodag(dio, now)
+        if old is not None and old.dtsn != dio.dtsn and channel.interface in self._parents:
+            channel.session.start_over(self._all_targets(), now + self._config.delay_dao)
+        self._evaluate(now)
+
+    def _hear_own_dodag(self, dio: Dio, now: float) -> None:
+        newer = is_newer(dio.version, self._own_version)
+        # At most one a second: a hostile neighbour could ask for ever newer versions.
+        if newer and dio.rank != INFINITE_RANK and now - self._version_started >= 1.0:
+            self._own_version = dio.version
+            if self.role is Role.ROOT:
+                self._start_version(DodagCause.OWN_DODAG_HEARD, now)
+
+    def _receive_dis(self, channel: Channel, dis: Dis, multicast: bool, now: float) -> None:
+        if not dis.asks_for(DEFAULT_INSTANCE, self._dodag.dodag_id, self._dodag.version):
+            self.dropped[Drop.NOT_ASKED] += 1
+            return
+        if not multicast:
+            channel.reply_wanted(now)
+            return
+        channel.dio_wanted(now)
+        # A neighbour asks everybody only when it knows nobody: it has restarted, and forgotten what it told
+        # us and what we told it.
+        assert channel.neighbour is not None
+        channel.neighbour.dao_sequence = None
+        if self._targets.confirm_by(channel.interface, now + self._config.restart_grace):
+            self._demand_daos(now)
+        if channel.interface in self._parents:
+            channel.session.start_over(self._all_targets(), now + self._config.delay_dao)
+
+    def _receive_dao(self, channel: Channel, neighbour: Neighbour, dao: Dao, now: float) -> None:
+        last = neighbour.dao_sequence
+        recent = now - neighbour.dao_at < self._config.reorder_time
+        if last is not None and recent and is_older(dao.sequence, last):
+            self.dropped[Drop.OLD_DAO] += 1
+            return
+        groups = dao.groups()
+        announces = any(transit.path_lifetime for group in groups for transit in group.transits)
+        if announces and channel.interface in self._parents:
+            # One of the two has old information. Ask for the neighbour's; it will repeat the DAO.
+            self.dropped[Drop.DAO_FROM_PARENT] += 1
+            channel.solicit(now)
+            return
+        neighbour.dao_sequence, neighbour.dao_at = dao.sequence, now
+        changed, status = self._take_groups(channel.interface, groups, now)
+        if dao.acknowledge:
+            self._send(channel, neighbour.address, DaoAck(dao.sequence, status, dao.dodag_id))
+        self._targets_changed(changed, now)
+
+    def _take_groups(
+        self, interface: int, groups: Sequence[DaoGroup], now: float
+    ) -> tuple[list[IPv6Network], int]:
+        """Return the targets that changed and the status for the DAO-ACK."""
+        changed, status = [], DaoAck.ACCEPTED
+        for group in groups:
+            transit = group.transits[-1]
+            bits = 0
+            for each in group.transits:
+                bits |= each.path_control
+            for prefix in group.targets:
+                if not self._is_acceptable(prefix):
+                    self.dropped[Drop.BAD_TARGET] += 1
+                elif not transit.path_lifetime:
+                    if self._targets.withdraw(prefix, interface, transit.path_sequence, now):
+                        changed.append(prefix)
+                elif self._is_full(interface) and not self._targets.has(prefix, interface):
+                    self.dropped[Drop.TOO_MANY_TARGETS] += 1
+                    status = DaoAck.REJECTED
+                elif self._targets.update(prefix, interface, self._path(transit, bits, now), now):
+                    changed.append(prefix)
+        return changed, status
+
+    def _path(self, transit: TransitInformation, bits: int, now: float) -> Path:
+        expires = now + self._seconds(transit.path_lifetime)
+        return Path(transit.path_sequence, bits, transit.external, expires)
+
+    def _is_full(self, interface: int) -> bool:
+        return self._targets.count(interface) >= self._config.max_targets_per_neighbour
+
+    def _is_acceptable(self, prefix: IPv6Network) -> bool:
+        return (
+            prefix.prefixlen >= MIN_TARGET_LENGTH
+            and prefix.subnet_of(DOMAIN_SPACE)
+            and not any(prefix.overlaps(own) for own in self._own_targets)
+        )
+
+    def _receive_dao_ack(self, channel: Channel, neighbour: Neighbour, ack: DaoAck, now: float) -> None:
+        suspicious = channel.session.suspicious
+        if not ack.rejects:
+            channel.session.acknowledged(ack.sequence, now)
+        elif channel.session.rejected(ack.sequence, now):
+            retry_in = channel.session.next_timer - now
+            self._events.append(DaoUnanswered(channel.interface, neighbour.address, ack.status, retry_in))
+        if channel.session.suspicious is not suspicious:
+            self._evaluate(now)
+
+    # DODAG and parents.
+
+    def _own_dodag(self) -> Dodag:
+        return Dodag(
+            self.dodag_id,
+            self._own_version,
+            self.preference.grounded,
+            self.preference,
+            ModeOfOperation.STORING,
+        )
+
+    def _evaluate(self, now: float) -> None:
+        """Choose DODAG and parents anew from what is known of the neighbours."""
+        offers = [offer for channel in self._channels.values() if (offer := channel.offer()) is not None]
+        choice = choose(
+            self._own_dodag(),
+            offers,
+            lambda offer: self._memory.allows(offer, now),
+            self._parents,
+            self._config.max_parents,
+        )
+        if choice is not None:
+            self._join(choice, now)
+        elif self.role is not Role.ROOT:
+            own = self._own_dodag().priority
+            lost = self._dodag.priority > own
+            self._start_version(DodagCause.NO_PARENT if lost else DodagCause.BEST_ROOT, now)
+        self._hold_due = self._memory.next_expiry(now) or NEVER
+
+    def _start_version(self, cause: DodagCause, now: float) -> None:
+        """Become, or be again, the root of a new version of the node's own DODAG."""
+        if self.role is not Role.ROOT:
+            self._memory.left(self._dodag.dodag_id, now, lost=cause is DodagCause.NO_PARENT)
+        self._own_version = increment(self._own_version)
+        self._version_started = now
+        self._rank = MIN_HOP_RANK_INCREASE
+        self._configuration = self._own_configuration
+        self._change_role(Role.ROOT, self._own_dodag(), cause)
+        self._set_parents((), now)
+        self._dio_changed(now)
+
+    def _join(self, choice: Choice, now: float) -> None:
+        old, old_rank, old_configuration = self._dodag, self._rank, self._configuration
+        new = choice.dodag
+        if new.dodag_id != old.dodag_id and self.role is Role.ROUTER:
+            self._memory.left(old.dodag_id, now, lost=new.priority < old.priority)
+        self._rank, self._configuration = choice.rank, choice.configuration
+        self._memory.advertised(new, choice.rank, now)
+        if new.dodag_id != old.dodag_id or self.role is Role.ROOT:
+            worse = new.priority < old.priority and self.role is Role.ROUTER
+            self._change_role(Role.ROUTER, new, DodagCause.NO_PARENT if worse else DodagCause.BETTER_DODAG)
+        elif new.version != old.version:
+            self._change_role(Role.ROUTER, new, DodagCause.NEW_VERSION)
+        self._dodag = new
+        self._set_parents(choice.parents, now)
+        if (old, old_rank, old_configuration) != (new, choice.rank, choice.configuration):
+            self._dio_changed(now)
+
+    def _change_role(self, role: Role, dodag: Dodag, cause: DodagCause) -> None:
+        if role not in TRANSITIONS[self.role]:
+            raise RplUsageError(f"a node that {self.role.value} cannot become {role.value}")
+        self.role = role
+        self._dodag = dodag
+        self._events.append(DodagChanged(role, dodag.dodag_id, dodag.version, cause))
+
+    def _set_parents(self, parents: tuple[int, ...], now: float) -> None:
+        old, self._parents = self._parents, parents
+        if old != parents:
+            self._tell_parents(old, now)
+            self._schedule_refresh(now)
+            hops = tuple(hop for i in parents if (hop := self._next_hop(i)) is not None)
+            self._events.append(ParentsChanged(hops, self._rank))
+        self._update_upward_routes()
+
+    def _tell_parents(self, old: tuple[int, ...], now: float) -> None:
+        self._own_sequence = increment(self._own_sequence)
+        became_parents = [interface for interface in self._parents if interface not in old]
+        changed: list[IPv6Network] = []
+        for interface in became_parents:
+            # Nobody can be parent and child: whatever it announced as a child was before that changed.
+            changed += self._targets.drop_interface(interface, now)
+        if changed:
+            self._demand_daos(now)
+        for interface in old:
+            channel = self._channels.get(interface)
+            if channel is not None and interface not in self._parents:
+                channel.session.mark(list(channel.session.told), now + self._config.no_path_delay)
+        everything = self._all_targets()
+        for interface in self._parents:
+            session = self._channels[interface].session
+            if interface in became_parents:
+                session.start_over(everything, now + self._config.delay_dao)
+            else:
+                session.mark(everything, now + self._config.delay_dao)
+        self._targets_changed(changed, now)
+
+    def _lose_neighbour(self, channel: Channel, cause: NeighbourCause, now: float) -> None:
+        neighbour, channel.neighbour = channel.neighbour, None
+        if neighbour is None:
+            return
+        channel.session = type(channel.session)(self._config)
+        self._events.append(NeighbourLost(channel.interface, neighbour.address, cause))
+        lost = self._targets.drop_interface(channel.interface, now)
+        if channel.interface in self._parents:
+            self._evaluate(now)
+        self._targets_changed(lost, now)
+
+    # DIO and DIS.
+
+    def _dio(self) -> Dio:
+        dodag = self._dodag
+        return Dio(
+            dodag.version,
+            self._rank,
+            dodag.grounded,
+            dodag.mode_of_operation,
+            dodag.preference,
+            self._dtsn,
+            dodag.dodag_id,
+            (self._configuration,),
+        )
+
+    def _dio_changed(self, now: float) -> None:
+        for channel in self._channels.values():
+            channel.dio_changed(now)
+
+    def _demand_daos(self, now: float) -> None:
+        """Make all children announce everything again (RFC 6550 section 9.6)."""
+        self._dtsn = increment(self._dtsn)
+        self._dio_changed(now)
+
+    # Targets.
+
+    def _all_targets(self) -> list[IPv6Network]:
+        return [*self._own_targets, *self._targets]
+
+    def _targets_changed(self, prefixes: Sequence[IPv6Network], now: float) -> None:
+        """Bring routes up to date and tell the parents: at once what cannot be reached any more."""
+        if not prefixes:
+            return
+        gone = []
+        for prefix in prefixes:
+            self._update_route(prefix)
+            if prefix not in self._targets:
+                gone.append(prefix)
+        for channel in self._channels.values():
+            session = channel.session
+            if channel.interface in self._parents:
+                session.mark(prefixes, now + self._config.delay_dao)
+            if gone:
+                session.mark(gone, now)
+
+    def _announcement(self, prefix: IPv6Network, interface: int) -> Announcement | None:
+        if interface not in self._parents:
+            return None
+        place, parents = self._parents.index(interface), len(self._parents)
+        active = _OWN_BITS << (7 - self._configuration.path_control_size) & 0xFF
+        if prefix in self._own_targets:
+            masks = split_path_control(active, parents)
+            sequence, external = self._own_sequence, self._own_targets[prefix]
+        else:
+            summary = self._targets.summary(prefix)
+            if summary is None:
+                return None
+            masks = split_path_control(summary.path_control & active, parents)
+            sequence, external = summary.sequence, summary.external
+        return Announcement(sequence, masks[place], external) if place < len(masks) else None
+
+    def _known_sequence(self, prefix: IPv6Network) -> int | None:
+        if prefix in self._own_targets or prefix == self.prefix:
+            return self._own_sequence
+        summary = self._targets.summary(prefix)
+        return summary.sequence if summary else None
+
+    def _path_lifetime(self, prefix: IPv6Network, now: float) -> int:
+        configuration = self._configuration
+        summary = None if prefix in self._own_targets else self._targets.summary(prefix)
+        if summary is None:
+            return configuration.default_lifetime
+        if summary.expires == NEVER or configuration.lifetime_unit == INFINITE_LIFETIME_UNIT:
+            return INFINITE_LIFETIME
+        units = ceil((summary.expires - now) / configuration.lifetime_unit)
+        return min(max(units, 1), INFINITE_LIFETIME - 1)
+
+    def _seconds(self, lifetime: int) -> float:
+        unit = self._configuration.lifetime_unit
+        if lifetime == INFINITE_LIFETIME or unit == INFINITE_LIFETIME_UNIT:
+            return NEVER
+        return float(lifetime * unit)
+
+    def _refresh(self, now: float) -> None:
+        """Announce the node's own targets anew, before they expire anywhere."""
+        self._own_sequence = increment(self._own_sequence)
+        for interface in self._parents:
+            self._channels[interface].session.mark(self._own_targets, now)
+        self._schedule_refresh(now)
+
+    def _schedule_refresh(self, now: float) -> None:
+        if not self._parents:
+            self._refresh_due = NEVER
+            return
+        lifetime = self._seconds(self._configuration.default_lifetime)
+        if lifetime == NEVER:
+            lifetime = float(self._config.default_lifetime * self._config.lifetime_unit)
+        self._refresh_due = now + max(lifetime / 3, _MIN_REFRESH) * (0.8 + 0.2 * self._random.random())
+
+    # Routes.
+
+    def _next_hop(self, interface: int) -> NextHop | None:
+        channel = self._channels.get(interface)
+        if channel is None or channel.neighbour is None:
+            return None
+        return NextHop(interface, channel.neighbour.address)
+
+    def _update_upward_routes(self) -> None:
+        upward = self._next_hop(self._parents[0]) if self._parents else None
+        self._set_route(DEFAULT_ROUTE, upward)
+        root = self._root_route()
+        for prefix in [*self._routes, *([root] if root else [])]:
+            if prefix.prefixlen == 128:
+                self._update_route(prefix)
+
+    def _root_route(self) -> IPv6Network | None:
+        return IPv6Network(self._dodag.dodag_id) if self.role is Role.ROUTER else None
+
+    def _update_route(self, prefix: IPv6Network) -> None:
+        if prefix == self._root_route():
+            interface = self._parents[0] if self._parents else None
+        else:
+            interface = self._targets.best(prefix)
+        self._set_route(prefix, None if interface is None else self._next_hop(interface))
+
+    def _set_route(self, prefix: IPv6Network, hop: NextHop | None) -> None:
+        old = self._routes.get(prefix)
+        if hop == old:
+            return
+        if hop is not None:
+            self._routes[prefix] = hop
+            self._events.append(RouteAdded(prefix, hop.interface, hop.address))
+        elif old is not None:
+            del self._routes[prefix]
+            self._events.append(RouteRemoved(prefix, old.interface, old.address))
+
+    # Sending.
+
+    def _run(self, now: float) -> None:
+        """Send what is due on every channel."""
+        if self.role is Role.STOPPED:
+            return
+        for channel in list(self._channels.values()):
+            if channel.next_timer <= now:
+                self._run_channel(channel, now)
+
+    def _run_channel(self, channel: Channel, now: float) -> None:
+        if channel.dis_due <= now:
+            if channel.silent:
+                self._lose_neighbour(channel, NeighbourCause.SILENT, now)
+                channel.solicit(now)
+            self._send(channel, channel.neighbour.address if channel.neighbour else ALL_RPL_NODES, Dis())
+            channel.dis_sent(now)
+        neighbour = channel.neighbour
+        if channel.reply_due <= now:
+            if neighbour is not None:
+                self._send(channel, neighbour.address, self._dio())
+            channel.reply_sent(now)
+        if channel.dio_due <= now:
+            self._send(channel, ALL_RPL_NODES, self._dio())
+            channel.dio_sent(now)
+        if neighbour is not None and channel.session.next_timer <= now:
+            self._run_session(channel, neighbour, now)
+
+    def _run_session(self, channel: Channel, neighbour: Neighbour, now: float) -> None:
+        session = channel.session
+        suspicious = session.suspicious
+        dao = session.next_dao(_View(self, channel.interface, now), now)
+        if dao is not None:
+            self._send(channel, neighbour.address, dao)
+        elif session.suspicious and session.next_timer < NEVER:
+            retry_in = session.next_timer - now
+            self._events.append(DaoUnanswered(channel.interface, neighbour.address, None, retry_in))
+            if not suspicious:
+                self._evaluate(now)
+
+    def _send(self, channel: Channel, destination: IPv6Address, message: Message) -> None:
+        self.sent[type(message).__name__] += 1
+        self._datagrams.append(RplDatagram(channel.interface, destination, message.encode()))
+
+    def _neighbour_status(self, channel: Channel, now: float) -> NeighbourStatus:
+        neighbour = channel.neighbour
+        dio = neighbour.dio if neighbour else None
+        return NeighbourStatus(
+            interface=channel.interface,
+            address=neighbour.address if neighbour else None,
+            rank_factor=channel.rank_factor,
+            dodag_id=dio.dodag_id if dio else None,
+            version=dio.version if dio else None,
+            rank=dio.rank if dio else None,
+            configuration_known=bool(neighbour and neighbour.configuration),
+            silent_for=now - neighbour.heard_at if neighbour else None,
+            synchronized=channel.session.synchronized,
+            suspicious=channel.session.suspicious,
+            targets=self._targets.count(channel.interface),
+        )

@@ -1,0 +1,65 @@
+"""The configuration: defaults, every setting, and one clear sentence for what is wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from minerva.connect import config
+from minerva.core.errors import UsageError
+
+
+def test_nothing_configured_is_a_configuration() -> None:
+    assert config.parse("", "x") == config.Config()
+
+
+def test_all_settings() -> None:
+    text = """
+    log_level = "debug"
+    [ports]
+    include = ["eth*"]
+    exclude = ["eth9"]
+    bring_up = false
+    [acp]
+    interface = "acp7"
+    unguarded = true
+    [rpl]
+    root = true
+    [debug]
+    key_log = "/tmp/keys"
+    """
+    parsed = config.parse(text, "x")
+    assert parsed == config.Config(
+        ports=config.Ports(("eth*",), ("eth9",), False),
+        acp=config.Acp("acp7", True),
+        rpl=config.Rpl(True),
+        debug=config.Debug("/tmp/keys"),
+        log_level="debug",
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[port]", "no setting 'port'"),
+        ("[ports]\ninculde = []", "no setting 'inculde'; there are: bring_up, exclude, include"),
+        ("ports = 1", "ports must be a table"),
+        ('[ports]\ninclude = "eth0"', "must be a list of strings"),
+        ("[ports]\nbring_up = 1", "must be true or false"),
+        ("[acp]\ninterface = 5", "must be a string"),
+        ('[acp]\ninterface = "a name too long"', "cannot be the name of an interface"),
+        ('log_level = "loud"', "log_level must be one of"),
+        ("[ports", "is not TOML"),
+    ],
+)
+def test_mistakes_are_named(text: str, words: str) -> None:
+    with pytest.raises(UsageError, match="^minerva.toml") as caught:
+        config.parse(text, "minerva.toml")
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="there is no configuration file"):
+        config.load(tmp_path / "none.toml")
