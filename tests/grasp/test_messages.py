@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minerva.core import cbor
@@ -345,6 +345,7 @@ _messages = st.one_of(
 )
 
 
+@settings(deadline=None, derandomize=True)
 @given(_messages)
 def test_round_trip(message: Message) -> None:
     """Every message that can be made decodes to itself."""
@@ -355,6 +356,7 @@ def test_round_trip(message: Message) -> None:
     assert again.encode() == data
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.binary(max_size=80))
 def test_any_bytes(data: bytes) -> None:
     """Whatever the bytes, nothing but a decode error, and what decodes encodes."""

@@ -32,7 +32,7 @@ def write(directory: Path, cert: bytes, chain: bytes, anchors: bytes) -> Path:
 
 
 def test_load(ca: Ca, tmp_path: Path) -> None:
-    """covers: 6.2.2-2, 6.0-1"""
+    """covers: 6.2.2-2"""
     issuing = ca.ca("Issuing", "p256/issuing")
     leaf = issuing.node(OWN)
     identity = load_identity(write(tmp_path, pem(leaf), pem(*issuing.chain), pem(ca.certificate)))

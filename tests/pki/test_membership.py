@@ -435,6 +435,15 @@ def test_address_0(ca: Ca, us: Identity) -> None:
     assert check(us, peer, channel=False).address is None
 
 
+def test_a_prefix_that_is_no_hash_of_the_domain(ca: Ca) -> None:
+    """covers: 6.11.2-3"""
+    odd = "fd01020304050000020000006400000{}@acp.example.com"
+    us = Identity.from_certificates(ca.node(odd.format(2)), (), (ca.certificate,))
+    peer = check(us, ca.node(odd.format(4)))
+    assert peer.address is not None
+    assert peer.address.ula_prefix == us.address.ula_prefix
+
+
 def test_address_of_a_scheme_to_come(ca: Ca, us: Identity) -> None:
     peer = ca.node("fd739fc23c34c0000000000000000001@acp.example.com")
     member = check(us, peer)

@@ -174,6 +174,8 @@ def test_long_der_lengths() -> None:
         name = AcpNodeName.parse("++" + "e" * (size - 4) + "@d")
         assert AcpNodeName.decode(name.encode()) == name
     assert name.encode()[:4].hex() == "16820100"
+    with pytest.raises(NodeNameError, match="not in DER"):
+        AcpNodeName.decode(bytes.fromhex("1683000100") + name.encode()[4:])
 
 
 @given(node_names())

@@ -10,7 +10,9 @@ instances heard and what became of connections, and its events say what to do.
   a peer that authenticates and hangs up is throttled like one that does not.
 * Of several connections to one neighbour the Decider closes all but the newest. The newest, because a peer
   that has restarted comes with a new one while the old one is not yet known to be dead; and the Decider
-  alone, so that the two ends cannot close different ones.
+  alone, so that the two ends cannot close different ones. An exception are attempts that crossed: if the
+  newest is the peer's and ours came up within ``CROSSING``, ours stays, since of ours we know that the peer
+  has completed it too, while our last packet of the peer's may have been lost.
 * A Follower that the Decider has dismissed stays passive until it hears the Decider as someone new, or lost
   the connection itself. To this rule of the RFC's we add an end, ``FOLLOWER_PATIENCE``: a Decider that
   cannot hear our announcements never comes back by itself.
@@ -54,6 +56,9 @@ MRT = 640.0
 
 STABLE = 60.0
 """How long a connection lasts, in seconds, to count as a success that ends the back-off."""
+
+CROSSING = 10.0
+"""How long ago, in seconds, a connection of ours was completed that the peer's next one has crossed."""
 
 FOLLOWER_PATIENCE = MRT
 """How long a Follower without a connection waits for its Decider, in seconds."""
@@ -166,7 +171,7 @@ class Adjacency:
         self._set_role(row, peer)
         self._move(row, Trigger.CONNECTED)
         if row.role is Role.DECIDER:
-            self._close_surplus(row, connection)
+            self._close_surplus(row, connection, now)
         self._select(port, now)
 
     def failed(
@@ -324,10 +329,15 @@ class Adjacency:
             row.role = role
             self._events.append(RolesDecided(row.port, row.address, role))
 
-    def _close_surplus(self, row: Row, newest: Hashable) -> None:
-        for connection in [connection for connection in row.connections if connection != newest]:
+    def _close_surplus(self, row: Row, newest: Hashable, now: float) -> None:
+        kept = newest
+        if not row.connections[newest][1]:
+            for connection, (since, initiated_by_us) in row.connections.items():
+                if initiated_by_us and now - since < CROSSING:
+                    kept = connection
+        for connection in [connection for connection in row.connections if connection != kept]:
             del row.connections[connection]
-            self._events.append(CloseConnection(connection, "surplus: there is a newer connection"))
+            self._events.append(CloseConnection(connection, "surplus: another connection to it is kept"))
 
     def _disconnect(self, row: Row, reason: str, now: float) -> None:
         """Choose what to do about a neighbour whose last connection has gone."""

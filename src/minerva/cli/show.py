@@ -19,16 +19,22 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) ->
 
 def _neighbour(item: dict[str, Any]) -> tuple[object, ...]:
     failure = item.get("failure")
-    return (item["port"], item["address"], item.get("state"), item.get("role"), failure or item.get("peer_name"))
+    return (
+        item["port"],
+        item["address"],
+        item.get("state"),
+        item.get("role"),
+        failure or item.get("peer_name"),
+    )
 
 
 def status_text(found: dict[str, Any]) -> str:
     """Return the answer to ``status`` as text: the node, its ports, neighbours, channels and routes."""
     node, acp0, rpl = found["node"], found["acp0"], found["rpl"] or {}
-    valid = "valid until" if node["certificate_valid"] else "EXPIRED"
+    valid = f"{'valid until' if node['certificate_valid'] else 'EXPIRED'} {node['certificate_expires']}"
     lines = [
         f"{node['name']}",
-        f"  ACP address {node['address']} ({node['scheme']}), certificate {valid} {node['certificate_expires']}",
+        f"  ACP address {node['address']} ({node['scheme']}), certificate {valid}",
         f"  {acp0['interface']} {acp0['address']}, ACP prefix {acp0['prefix']}, guard {acp0['guard']}",
     ]
     if acp0["problem"]:

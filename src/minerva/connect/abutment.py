@@ -27,12 +27,15 @@ from minerva.connect import messages as m
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.runner import CoreRunner
+from minerva.esp.keylog import esp_sa_line
 from minerva.grasp import dull
 from minerva.grasp.announcement import AN_ACP_IKEV2, channel_methods
-from minerva.ikev2 import endpoint as ike
-from minerva.ikev2 import keylog
+from minerva.ikev2 import events as ike
+from minerva.ikev2.config import Config
 from minerva.ikev2.constants import ExchangeType
+from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
+from minerva.ikev2.keylog import ikev2_decryption_table_line
 from minerva.ikev2.message import Header
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, check_membership
@@ -53,7 +56,7 @@ class _Port:
     name: str
     link_local: IPv6Address
     dull: dull.DullInstance
-    endpoint: ike.Endpoint
+    endpoint: Endpoint
     dull_runner: CoreRunner | None = None
     ike_runner: CoreRunner | None = None
 
@@ -105,7 +108,7 @@ class Abutment(Child):
         self._loop = asyncio.get_running_loop()
         self._identity: Identity | None = None
         self._adjacency: Adjacency | None = None
-        self._config = ike.Config()
+        self._config = Config()
         self._ports: dict[int, _Port] = {}
         self._channels: dict[_Peer, _Channel] = {}
         self._last_channel = 0
@@ -124,7 +127,7 @@ class Abutment(Child):
                 self._identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
                 self._adjacency = Adjacency(self._identity.address)
             case m.AbutmentStart():
-                self._config = ike.Config(keylog=message.key_log)
+                self._config = Config(keylog=message.key_log)
             case m.PortUp() if len(descriptors) == 2:
                 self._port_up(message, descriptors)
             case m.PortDown():
@@ -154,9 +157,7 @@ class Abutment(Child):
             message.name,
             message.link_local,
             dull.DullInstance(message.link_local, random=random.SystemRandom()),
-            ike.Endpoint(
-                message.link_local, self._identity, self._authenticate, os.urandom, config=self._config
-            ),
+            Endpoint(message.link_local, self._identity, self._authenticate, os.urandom, config=self._config),
         )
         self._ports[port.number] = port
         dull_socket, ike_socket = (socket.socket(fileno=descriptor) for descriptor in descriptors)
@@ -280,7 +281,7 @@ class Abutment(Child):
             case ike.Closed():
                 self._closed(port, event, now)
             case ike.KeyLog():
-                self.send(m.KeyLog("ikev2_decryption_table", keylog.ikev2_decryption_table_line(event)))
+                self.send(m.KeyLog("ikev2_decryption_table", ikev2_decryption_table_line(event)))
             case _:
                 log.debug("%s", event)
         self._follow_adjacency()
@@ -311,8 +312,9 @@ class Abutment(Child):
         child = event.child
         self.send(m.ChannelKeys(channel.number, child.spi_in, child.spi_out, child.key_in, child.key_out))
         if self._config.keylog:
-            for line in keylog.esp_sa_lines(port.link_local, event.address, child):
-                self.send(m.KeyLog("esp_sa", line))
+            ours, theirs = port.link_local, event.address
+            self.send(m.KeyLog("esp_sa", esp_sa_line(theirs, ours, child.spi_in, child.key_in)))
+            self.send(m.KeyLog("esp_sa", esp_sa_line(ours, theirs, child.spi_out, child.key_out)))
         log.info("%s on port %s is %s", event.address, port.name, name)
         identity = PeerIdentity(name, event.member.address)
         self._adjacency.connected(

@@ -14,8 +14,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from minerva.connect import channels, leftovers
 from minerva.connect import messages as m
 from minerva.connect.acp import AcpNamespace
@@ -31,6 +29,7 @@ from minerva.linux import process, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import guard_policy
 from minerva.linux.netlink import Netlink
+from minerva.pki.certificates import dump_pem
 from minerva.pki.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -155,7 +154,7 @@ class Supervisor:
     def _identity_message(self) -> m.Identity:
         identity = self._identity
         groups = ((identity.certificate,), identity.chain, identity.anchors)
-        return m.Identity(*(b"".join(item.public_bytes(Encoding.PEM) for item in group) for group in groups))
+        return m.Identity(*(dump_pem(group) for group in groups))
 
     # --- signer ----------------------------------------------------------------------------------------
 
@@ -419,7 +418,6 @@ class Supervisor:
             "rpl": plane,
             "counters": {
                 "abutment": (abutment or {}).get("counters"),
-                "data_plane": (data_plane or {}).get("counters"),
                 "signer": signer,
             },
             "processes": self._children.status(),

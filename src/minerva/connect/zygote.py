@@ -7,6 +7,7 @@ what was imported.
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import select
 import signal
@@ -34,12 +35,17 @@ ROLES: dict[str, tuple[type[child.Child], int]] = {
 """What each child runs and as which user and group. The numbers are in systemd's range of dynamic users,
 which no distribution gives to anybody; each child has its own, so that none can touch another."""
 
+_IMPORTED_LATE = ("cryptography.hazmat.backends.openssl", "encodings.idna", "traceback", "linecache")
+"""What libraries import only when they need it: by then children have no file system to import from."""
+
 
 def start(empty_root: Path) -> tuple[int, socket.socket]:
     """Fork the zygote; return its process id and our end of the connection to it.
 
     ``empty_root`` is a directory that will be all that children see of the file system.
     """
+    for module in _IMPORTED_LATE:
+        importlib.import_module(module)
     ours, theirs = socket_pair()
     supervisor = os.getpid()
     gc.collect()

@@ -6,9 +6,9 @@ One :class:`DullInstance` serves one interface. It announces by M_FLOOD only, an
 two nodes wait for each other for a minute, so a series of announcements at 0, 1, 3, 7 and 15 s (a lossy
 link loses all five of them once in 400 times at 30 % loss) begins when there is something to announce, and
 again when a stranger is heard. A neighbour that we know announces out of turn if it has just started, or
-has heard a stranger: it may not know us, so it gets one announcement if we have sent none for 3 s. Both
+has heard a stranger: it may not know us, so it gets one announcement if we have sent none for 2.5 s. Both
 answers are limited (``ANSWER_BURST``, ``ANSWER_INTERVAL``, ``MIN_GAP``), and they come to an end, as
-nobody answers within 3 s of its own last packet. On a link of many they are spread over up to a second.
+nobody answers within 2.5 s of its own last packet. On a link of many they are spread over up to a second.
 
 *What it believes.* See :mod:`minerva.grasp.announcement`. Everything else is counted in ``counters``.
 """
@@ -51,7 +51,7 @@ FAST_START = (1.0, 2.0, 4.0, 8.0)
 MIN_GAP = 1.0
 """The shortest time between an announcement and an answer to others, in seconds."""
 
-ANSWER_HOLD = 3.0
+ANSWER_HOLD = 2.5
 """How long after our last announcement a known neighbour out of turn gets no answer, in seconds."""
 
 ANSWER_BURST = 10

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
@@ -12,7 +12,7 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from minerva.ikev2.auth import choose_hash, verify
-from minerva.ikev2.constants import CertEncoding, IdType, NotifyType
+from minerva.ikev2.constants import CertEncoding, HashAlgorithm, IdType, NotifyType
 from minerva.ikev2.errors import IkePeerError
 from minerva.ikev2.events import PeerCertificate
 from minerva.ikev2.payloads import (
@@ -67,6 +67,14 @@ def _key_hash(certificate: x509.Certificate) -> bytes:
     return hashlib.sha1(info, usedforsecurity=False).digest()
 
 
+def hash_for(credentials: Credentials, offered: Set[HashAlgorithm] | None) -> HashAlgorithm:
+    """Return what we sign with for a peer that announced ``offered``. Raises :class:`IkePeerError`."""
+    chosen = choose_hash(credentials.key, offered)
+    if chosen is None:
+        raise _failed("the peer accepts no signature hash of SHA2-256, SHA2-384 and SHA2-512")
+    return chosen
+
+
 def read_certificates(payloads: Sequence[Payload]) -> list[x509.Certificate]:
     """Return the certificates that a peer sent, its own first. Raises :class:`IkePeerError`."""
     encoded = [
@@ -75,7 +83,9 @@ def read_certificates(payloads: Sequence[Payload]) -> list[x509.Certificate]:
         if isinstance(payload, Certificate) and payload.encoding == CertEncoding.X509_SIGNATURE
     ]
     if not 1 <= len(encoded) <= MAX_CERTIFICATES:
-        raise _failed(f"the peer sent {len(encoded)} X.509 certificates; 1 to {MAX_CERTIFICATES} are accepted")
+        raise _failed(
+            f"the peer sent {len(encoded)} X.509 certificates; 1 to {MAX_CERTIFICATES} are accepted"
+        )
     try:
         return [x509.load_der_x509_certificate(data) for data in encoded]
     except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:

@@ -1,4 +1,4 @@
-"""What an endpoint reports. ``sa`` is the number that the endpoint gave the IKE SA; it is never used again."""
+"""What an endpoint reports. ``sa`` is the number that the endpoint gave the IKE SA; none is used twice."""
 
 from __future__ import annotations
 

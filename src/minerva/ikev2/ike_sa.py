@@ -18,7 +18,6 @@ There is no CREATE_CHILD_SA yet: such requests are answered with NO_ADDITIONAL_S
 
 from __future__ import annotations
 
-from abc import ABC
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -29,11 +28,23 @@ from minerva.core.sansio import Datagram
 from minerva.ikev2.config import Config, Retransmission
 from minerva.ikev2.constants import SPI_LENGTH, ExchangeType, Flag, NotifyType, ProtocolId, notify_name
 from minerva.ikev2.credentials import Authenticate, Credentials, Peer
+from minerva.ikev2.crypto import IkeKeys
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError, IkeUsageError
-from minerva.ikev2.events import ChildKeys, Closed, Established, Event, Failed, PeerCertificate, State, Transition
+from minerva.ikev2.events import (
+    ChildKeys,
+    Closed,
+    Established,
+    Event,
+    Failed,
+    KeyLog,
+    PeerCertificate,
+    State,
+    Transition,
+)
 from minerva.ikev2.exchange import Answer, Request, digest
 from minerva.ikev2.message import Header, Protection, decode_payloads, find_error, unsupported_critical
 from minerva.ikev2.payloads import Delete, Notify, Payload
+from minerva.ikev2.proposals import Policy
 
 
 class Input(Enum):
@@ -60,6 +71,11 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
 }
 """The state machine. What is not here cannot happen; an attempt raises ``IkeUsageError``."""
 
+NONCE_LENGTH = 32
+"""The length of our nonces, in bytes: at least half the key size of any PRF (RFC 7296 section 2.10)."""
+
+SIGNER_REFUSED = "our signer did not sign; its log tells why"
+
 _FATAL = frozenset(
     {NotifyType.AUTHENTICATION_FAILED, NotifyType.INVALID_SYNTAX, NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD}
 )
@@ -74,6 +90,8 @@ class Context:
     """What the SAs of one endpoint share. The callables are the endpoint's."""
 
     config: Config
+    policy: Policy
+    credentials: Credentials
     authenticate: Authenticate
     random_bytes: Callable[[int], bytes]
     is_first_contact: Callable[[IkeSa], bool]
@@ -84,7 +102,7 @@ class Context:
     counters: Counter[str] = field(default_factory=Counter)
 
     def new_child_spi(self) -> int:
-        """Return an ESP SPI that none of our SAs has. It is taken until the SA gives it back."""
+        """Return an ESP SPI that none of our SAs has. It is taken until that SA ends."""
         while True:
             spi = int.from_bytes(self.random_bytes(4))
             if spi >= _MIN_ESP_SPI and spi not in self.child_spis:
@@ -92,13 +110,12 @@ class Context:
                 return spi
 
 
-class IkeSa(ABC):
+class IkeSa:
     """What both kinds of SA have in common. Times are in seconds of the monotonic clock."""
 
     def __init__(
         self,
         context: Context,
-        credentials: Credentials,
         number: int,
         spi: bytes,
         address: IPv6Address,
@@ -117,9 +134,10 @@ class IkeSa(ABC):
         self.state = State.INIT_SENT if initiator else State.HALF_OPEN
         self.peer: Peer | None = None
         self._context = context
-        self._credentials = credentials
+        # Those of the moment: an SA must not mix two certificates of ours if they change meanwhile.
+        self._credentials = context.credentials
         self._spi_i = self._spi_r = bytes(SPI_LENGTH)
-        self._child_spi = context.new_child_spi()
+        self._child_spi: int | None = None
         self._child: ChildKeys | None = None
         self._peer_certificate: PeerCertificate | None = None
         self._protection: Protection | None = None
@@ -142,9 +160,9 @@ class IkeSa(ABC):
         else:
             self._receive_request(header, data, port, now)
 
-    def signed(self, signature: bytes | None, now: float) -> None:
+    def signed(self, signature: bytes | None, now: float) -> None:  # noqa: ARG002
         """Go on with the signature that was asked for; ``None`` if the signer refused."""
-        raise IkeUsageError(f"the SA waits for no signature; it is {self.state.value}")
+        self._context.counters["signature for an SA that has ended"] += 1
 
     def close(self, reason: str, now: float) -> None:
         """End the SA: at once for our side, with a Delete for the peer if it is up."""
@@ -194,7 +212,10 @@ class IkeSa(ABC):
                 self._expired(now)
         elif self._request is not None:
             self._repeat_request(self._request, now)
-        elif self.state is State.ESTABLISHED and now >= self._last_heard + self._context.config.liveness_interval:
+        elif (
+            self.state is State.ESTABLISHED
+            and now >= self._last_heard + self._context.config.liveness_interval
+        ):
             self.check_liveness(now)
 
     # --- requests of ours ----------------------------------------------------------------------------------
@@ -218,7 +239,7 @@ class IkeSa(ABC):
 
     def _repeat_request(self, request: Request, now: float) -> None:
         if request.is_dead(now):
-            if self._last_heard > request.started and not request.closes:
+            if self.state is State.ESTABLISHED and self._last_heard > request.started:
                 # The peer's data plane is alive, so the peer is; its IKE may only be busy (section 2.4).
                 request.restart(now)
                 self._send(request.data, self.port)
@@ -248,7 +269,8 @@ class IkeSa(ABC):
         try:
             payloads = decode_payloads(*opened)
         except IkeDecodeError as error:
-            self.close(f"the peer sent a malformed response: {error}", now)
+            self._report(f"the peer sent a malformed response: {error}")
+            self._end(now)
             return
         self._handle_response(request, payloads, now)
 
@@ -266,6 +288,7 @@ class IkeSa(ABC):
         """Tell the peer that the SA is deleted, as soon as the window has room."""
         payloads = (*notifications, Delete(ProtocolId.IKE))
         self._move(Input.DELETE)
+        self._expires = None
         if self._request is None:
             self._send_request(payloads, self._context.config.closing, now, closes=True)
         else:
@@ -289,6 +312,7 @@ class IkeSa(ABC):
             return
         self._expected_request_id += 1
         self._last_heard = now
+        self._visible = True
         self._answer = Answer(header.exchange, header.message_id, digest(data), port)
         try:
             payloads = decode_payloads(*opened)
@@ -344,7 +368,9 @@ class IkeSa(ABC):
                 (Notify(NotifyType.TEMPORARY_FAILURE if deleting else NotifyType.NO_ADDITIONAL_SAS),)
             )
         else:
-            raise IkePeerError(NotifyType.INVALID_SYNTAX, f"the peer began exchange {exchange} on an SA that is up")
+            raise IkePeerError(
+                NotifyType.INVALID_SYNTAX, f"the peer began exchange {exchange} on an SA that is up"
+            )
 
     def _handle_informational(self, payloads: Sequence[Payload], now: float) -> None:
         deletes = [payload for payload in payloads if isinstance(payload, Delete)]
@@ -357,17 +383,13 @@ class IkeSa(ABC):
             self._respond(())
             self._report("the peer deleted the SA", by_peer=True)
             self._end(now)
-        elif self.state is State.ESTABLISHED and any(self._names_child(delete) for delete in deletes):
+        elif self._child is not None and self.state is State.ESTABLISHED and _names(deletes, self._child):
             # Without its child SA a channel is of no use, so the IKE SA goes with it.
-            self._respond((Delete(ProtocolId.ESP, (self._child_spi.to_bytes(4),)),))
+            self._respond((Delete(ProtocolId.ESP, (self._child.spi_in.to_bytes(4),)),))
             self._report("the peer deleted the child SA", by_peer=True)
             self._delete((), now)
         else:
             self._respond(())
-
-    def _names_child(self, delete: Delete) -> bool:
-        assert self._child is not None
-        return delete.protocol == ProtocolId.ESP and self._child.spi_out.to_bytes(4) in delete.spis
 
     # --- states and reports --------------------------------------------------------------------------------
 
@@ -385,6 +407,10 @@ class IkeSa(ABC):
         before, self.state = self.state, after
         if self._visible:
             self._context.events.append(Transition(self.number, self.address, before, after))
+
+    def _log_keys(self, keys: IkeKeys, spi_r: bytes) -> None:
+        if self._context.config.keylog:
+            self._context.events.append(KeyLog(self.number, self._spi_i, spi_r, keys.sk_ei, keys.sk_er))
 
     def _up(self, peer: Peer, child: ChildKeys, now: float) -> None:
         self.peer = peer
@@ -425,9 +451,15 @@ class IkeSa(ABC):
         self._request = None
         self._queue.clear()
         self._expires = now + (self._context.config.linger if linger else 0.0)
-        self._context.child_spis.discard(self._child_spi)
+        if self._child_spi is not None:
+            self._context.child_spis.discard(self._child_spi)
 
     def _expired(self, now: float) -> None:
         """Give up a state that may only last for so long."""
         self._report(f"{self.state.value} for too long")
         self._end(now, linger=False)
+
+
+def _names(deletes: Sequence[Delete], child: ChildKeys) -> bool:
+    spi = child.spi_out.to_bytes(4)
+    return any(delete.protocol == ProtocolId.ESP and spi in delete.spis for delete in deletes)

@@ -107,14 +107,14 @@ class Header:
 def encode_payloads(payloads: Iterable[Payload]) -> tuple[int, bytes]:
     """Return the type of the first of ``payloads`` and all of them chained, with generic headers."""
     chained = tuple(payloads)
-    types = [payload_type(payload) for payload in chained]
+    types = [*map(payload_type, chained), PayloadType.NO_NEXT_PAYLOAD]
     parts: list[bytes] = []
-    for payload, following in zip(chained, [*types[1:], PayloadType.NO_NEXT_PAYLOAD], strict=True):
+    for payload, following in zip(chained, types[1:], strict=True):
         body = payload.encode()
         critical = _CRITICAL if isinstance(payload, Opaque) and payload.critical else 0
         parts.append(_GENERIC.pack(following, critical, _GENERIC.size + len(body)))
         parts.append(body)
-    return (types[0] if types else PayloadType.NO_NEXT_PAYLOAD), b"".join(parts)
+    return types[0], b"".join(parts)
 
 
 def decode_payloads(first: int, data: bytes, start: int = 0, end: int | None = None) -> tuple[Payload, ...]:

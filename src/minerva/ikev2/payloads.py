@@ -219,7 +219,7 @@ class Notify:
 
 @dataclass(frozen=True, slots=True)
 class Delete:
-    """D (section 3.11): ``Protocol ID 8 | SPI Size 8 | Num of SPIs 16 | SPIs``, none for the IKE SA itself."""
+    """D (section 3.11): ``Protocol ID 8 | SPI Size 8 | Num of SPIs 16 | SPIs``; no SPI means the IKE SA."""
 
     TYPE: ClassVar[PayloadType] = PayloadType.DELETE
 
@@ -328,16 +328,19 @@ def signature_hashes(hashes: Iterable[HashAlgorithm]) -> Notify:
     )
 
 
-def read_signature_hashes(notify: Notify) -> frozenset[HashAlgorithm]:
-    """Return those of the hashes in a SIGNATURE_HASH_ALGORITHMS notification that we know.
+def read_signature_hashes(payloads: Iterable[Payload]) -> frozenset[HashAlgorithm] | None:
+    """Return the hashes that a peer accepts and we know, or ``None`` if it did not say.
 
     Raises :class:`IkeDecodeError`.
     """
-    reader = Reader(notify.data, IkeDecodeError)
-    numbers = set()
-    while reader.remaining:
-        numbers.add(reader.u16("hash algorithm"))
-    return frozenset(algorithm for algorithm in HashAlgorithm if algorithm in numbers)
+    for payload in payloads:
+        if isinstance(payload, Notify) and payload.notify_type == NotifyType.SIGNATURE_HASH_ALGORITHMS:
+            reader = Reader(payload.data, IkeDecodeError)
+            numbers = set()
+            while reader.remaining:
+                numbers.add(reader.u16("hash algorithm"))
+            return frozenset(algorithm for algorithm in HashAlgorithm if algorithm in numbers)
+    return None
 
 
 def digital_signature(data: bytes) -> Authentication:

@@ -185,6 +185,8 @@ class Policy:
         ``preferred`` before all (the group that a KE payload is there for already).
         """
         for proposal in offered:
+            if proposal.protocol != self.protocol or len(proposal.spi) != len(spi):
+                continue
             chosen = self._choose_transforms(proposal, preferred)
             if chosen is not None:
                 return proposal, Proposal(proposal.number, proposal.protocol, spi, chosen)
@@ -193,8 +195,6 @@ class Policy:
     def _choose_transforms(
         self, proposal: Proposal, preferred: Transform | None
     ) -> tuple[Transform, ...] | None:
-        if proposal.protocol != self.protocol:
-            return None
         offered: dict[int, list[Transform]] = {}
         for transform in proposal.transforms:
             offered.setdefault(transform.type, []).append(transform)

@@ -54,7 +54,9 @@ class Network:
                     await self._build_lan(segment, outside)
                 else:
                     (near, interface), (far, far_interface) = segment.ends
-                    await outside.add_veth_between(interface, self.hosts[near], far_interface, self.hosts[far])
+                    await outside.add_veth_between(
+                        interface, self.hosts[near], far_interface, self.hosts[far]
+                    )
         finally:
             await outside.close()
         await asyncio.gather(*(self._set_up(item) for item in (*self.hosts.values(), *self.lans.values())))

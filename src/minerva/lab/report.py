@@ -117,7 +117,8 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
         where = "links" if not lans else "segments"
         lines.append(
             f"They found their neighbours, checked each other's certificates, built {found['channels']} "
-            f"encrypted channels over {found['links']} {where} and computed their routes, with no configuration."
+            f"encrypted channels over {found['links']} {where} and computed their routes. "
+            "None of them was configured."
         )
     if found.get("heal_seconds") is not None:
         lines.append(

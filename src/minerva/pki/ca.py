@@ -304,6 +304,8 @@ def check_free(directory: Path) -> None:
 def write_node_directory(directory: Path, issued: Issued) -> None:
     """Write what a node needs into ``directory``, which is made if it is not there.
 
+    ``cert.pem``, ``chain.pem``, ``anchors.pem``, and if the CA made it ``key.pem``, PKCS#8 with mode 0600.
+
     Raises :class:`AuthorityError` if there is an identity already.
     """
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
