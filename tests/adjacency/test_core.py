@@ -165,7 +165,7 @@ def test_back_off() -> None:
 def test_responder_failures_do_not_throttle() -> None:
     """What the peer fails at as initiator is remembered for the operator, and nothing else.
 
-    covers: 6.7-1, 6.7-3
+    covers: 6.7-3
     """
     core = _node()
     core.heard(1, EARLY_PEER, METHODS, FOREVER, 0.0)
@@ -243,7 +243,7 @@ def test_same_node_on_two_ports_keeps_both() -> None:
 def test_decider_closes_the_surplus() -> None:
     """It keeps the newest connection, and decides the roles once.
 
-    covers: 6.6-5, 6.6-11
+    covers: 6.6-11
     """
     core = _node()
     core.heard(1, PEER, METHODS, FOREVER, 0.0)
@@ -260,7 +260,7 @@ def test_decider_closes_the_surplus() -> None:
 def test_crossing_attempts() -> None:
     """Of two that crossed ours stays; a connection of the peer's that comes later replaces it.
 
-    covers: 6.6-5, 6.6-11
+    covers: 6.6-11
     """
     core = _node()
     _connected(core, LOWER, 1.0, "ours")

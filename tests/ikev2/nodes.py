@@ -100,9 +100,7 @@ class Node:
         self.address = address
         self.signing = signing
         self.endpoint = endpoint(who, address, config, seed)
-        self.driver = Driver(
-            simulator, link, address, self.endpoint, port=IKE_PORT, on_event=self._on_event
-        )
+        self.driver = Driver(simulator, link, address, self.endpoint, port=IKE_PORT, on_event=self._on_event)
         self.simulator = simulator
 
     def _on_event(self, event: Any, now: float) -> None:  # noqa: ARG002

@@ -57,7 +57,7 @@ def test_loss_and_duplicates() -> None:
         simulator = Simulator(7)
         link = Link(simulator, **options)  # type: ignore[arg-type]
         arrived = _collect(simulator, link, TWO)
-        one = link.attach(ONE, lambda packet: None)
+        one = link.attach(ONE, lambda _: None)
         for _ in range(1000):
             one.send(b"x", TWO)
         simulator.run_until(1.0)
@@ -75,7 +75,7 @@ def test_jitter_reorders() -> None:
     simulator = Simulator(1)
     link = Link(simulator, delay=1.0, jitter=1.0)
     arrived = _collect(simulator, link, TWO)
-    one = link.attach(ONE, lambda packet: None)
+    one = link.attach(ONE, lambda _: None)
     for number in range(20):
         one.send(bytes((number,)), TWO)
     simulator.run_until(3.0)
@@ -107,7 +107,7 @@ def test_mangling_and_forging() -> None:
     simulator = Simulator()
     link = Link(simulator, mangle=lambda packet: (packet, packet) if packet.data == b"twice" else ())
     arrived = _collect(simulator, link, TWO)
-    one = link.attach(ONE, lambda packet: None)
+    one = link.attach(ONE, lambda _: None)
     one.send(b"never", TWO)
     one.send(b"twice", TWO)
     link.mangle = None

@@ -35,7 +35,7 @@ ALL_GRASP_NEIGHBORS = IPv6Address("ff02::13")
 GRASP_PORT = 7017
 IKE_PORT = 500
 
-_DUPLICATE_CHECK_SECONDS = 2.5
+_DUPLICATE_CHECK_SECONDS = 1.0
 _MAX_ATTEMPTS = 8
 _RETRY_SECONDS = 10.0
 
@@ -59,6 +59,12 @@ LINK_SYSCTLS: dict[str, str | int] = {
     "ipv6/icmp/echo_ignore_all": 1,
     "ipv4/conf/all/arp_ignore": 8,
 }
+DEVICE_SYSCTLS: dict[str, str | int] = {
+    # Two nodes with optimistic addresses cannot resolve each other (their solicitations carry no link-layer
+    # address, RFC 4429 section 3.2), so duplicate address detection must not take its usual second.
+    f"ipv6/neigh/{DEVICE}/retrans_time_ms": 200,
+}
+
 _OPTIONAL_SYSCTLS = frozenset(
     f"ipv6/conf/{which}/{name}"
     for which in ("all", "default")
@@ -206,6 +212,8 @@ class Ports:
         await self._host.add_macvlan(DEVICE, port.link.index, port.mac, port.namespace)
         port.netlink = Netlink(port.namespace)
         port.index = await port.netlink.index_of(DEVICE)
+        with port.namespace.entered():
+            namespace.write_sysctls(DEVICE_SYSCTLS)
         await port.netlink.add_address(port.index, port.link_local, 64, optimistic=True)
         with port.namespace.entered():
             port.descriptors = [

@@ -48,7 +48,7 @@ PERIOD_JITTER = 0.05
 FAST_START = (1.0, 2.0, 4.0, 8.0)
 """The gaps, in seconds, between the first announcements of a series; after the last comes the period."""
 
-MIN_GAP = 1.0
+MIN_GAP = 0.25
 """The shortest time between an announcement and an answer to others, in seconds."""
 
 ANSWER_HOLD = 2.5
@@ -82,7 +82,7 @@ class Count(StrEnum):
     ACCEPTED = "accepted"
     ANSWER_LIMITED = "answer-limited"
     EVICTED = "evicted"
-    TOO_MANY = "too-many-announcements"
+    FORGOTTEN = "announcements-forgotten"
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,11 +329,14 @@ class DullInstance:
         changed = new
         for announcement in announcements:
             key = (announcement.objective, announcement.method, announcement.transport)
-            if key not in source.entries and len(source.entries) >= MAX_ANNOUNCEMENTS:
-                self.counters[Count.TOO_MANY] += 1
-                continue
-            changed |= key not in source.entries or source.entries[key][0] != announcement
+            # The entries stay in the order of their last refresh, and the one not refreshed for longest gives
+            # way: else who forges a neighbour's address could fill its places before the neighbour does.
+            before = source.entries.pop(key, None)
+            if len(source.entries) >= MAX_ANNOUNCEMENTS:
+                del source.entries[next(iter(source.entries))]
+                self.counters[Count.FORGOTTEN] += 1
             source.entries[key] = (announcement, expires)
+            changed |= before is None or before[0] != announcement
         if changed:
             self._events.append(NeighbourHeard(address, source.announcements, source.expires, new))
         else:

@@ -203,7 +203,7 @@ class IkeSa:
             return self._expires
         if self._request is not None:
             return self._request.next_timer()
-        return self._last_heard + self._context.config.liveness_interval
+        return self._probe_at()
 
     def on_timer(self, now: float) -> None:
         """Do what is due."""
@@ -212,11 +212,12 @@ class IkeSa:
                 self._expired(now)
         elif self._request is not None:
             self._repeat_request(self._request, now)
-        elif (
-            self.state is State.ESTABLISHED
-            and now >= self._last_heard + self._context.config.liveness_interval
-        ):
+        elif now >= self._probe_at():
             self.check_liveness(now)
+
+    def _probe_at(self) -> float:
+        config = self._context.config
+        return self._last_heard + config.liveness_interval + (0.0 if self.initiator else config.liveness_lag)
 
     # --- requests of ours ----------------------------------------------------------------------------------
 
@@ -279,7 +280,7 @@ class IkeSa:
         if request.closes:
             self._end(now)
         elif error is not None and error.notify_type in _FATAL:
-            self._report(f"the peer ended the SA: {notify_name(error.notify_type)}", by_peer=True)
+            self._report(refusal(error), by_peer=True)
             self._end(now)
         elif self._queue:
             self._send_request(self._queue.popleft(), self._context.config.closing, now, closes=True)
@@ -377,7 +378,7 @@ class IkeSa:
         error = find_error(payloads)
         if error is not None and error.notify_type in _FATAL:
             self._respond(())
-            self._report(f"the peer refused us: {notify_name(error.notify_type)}", by_peer=True)
+            self._report(refusal(error), by_peer=True)
             self._end(now)
         elif any(delete.protocol == ProtocolId.IKE for delete in deletes):
             self._respond(())
@@ -458,6 +459,16 @@ class IkeSa:
         """Give up a state that may only last for so long."""
         self._report(f"{self.state.value} for too long")
         self._end(now, linger=False)
+
+
+def refusal(error: Notify) -> str:
+    """Return what an operator is told of an error by which the peer ended the SA."""
+    hint = (
+        "; its log tells which rule our certificate does not meet"
+        if error.notify_type == NotifyType.AUTHENTICATION_FAILED
+        else ""
+    )
+    return f"the peer refused us: {notify_name(error.notify_type)}{hint}"
 
 
 def _names(deletes: Sequence[Delete], child: ChildKeys) -> bool:

@@ -38,7 +38,7 @@ from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import SignatureNeeded, State
 from minerva.ikev2.exchange import Request, digest
-from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, IkeSa, Input
+from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, IkeSa, Input, refusal
 from minerva.ikev2.message import (
     HEADER_LENGTH,
     Header,
@@ -313,7 +313,7 @@ class Initiator(IkeSa):
             authentication = one(payloads, Authentication)
             error = find_error(payloads)
             if authentication is None and error is not None:
-                self._forget(candidate, f"the peer refused us: {notify_name(error.notify_type)}", now)
+                self._forget(candidate, refusal(error), now)
                 return
             peer = self._authenticate(candidate, payloads)
         except (IkeDecodeError, IkePeerError) as failure:

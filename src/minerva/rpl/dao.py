@@ -69,9 +69,9 @@ class DaoSession:
         """Whether the neighbour neither acknowledged the last DAO nor all of its repetitions."""
 
     @property
-    def told(self) -> Iterable[IPv6Network]:
+    def told(self) -> set[IPv6Network]:
         """What the neighbour may believe to be reachable through this node."""
-        return self._told
+        return set(self._told)
 
     @property
     def synchronized(self) -> bool:
@@ -85,9 +85,9 @@ class DaoSession:
 
     def mark(self, prefixes: Iterable[IPv6Network], when: float) -> None:
         """Note that the announcement of these may have changed; send at ``when`` at the latest."""
-        for prefix in prefixes:
-            self._dirty[prefix] = None
-        if self._dirty:
+        marks = dict.fromkeys(prefixes)
+        if marks:
+            self._dirty |= marks
             self._due = min(self._due, max(when, self._blocked_until))
 
     def start_over(self, prefixes: Iterable[IPv6Network], when: float) -> None:
@@ -97,8 +97,7 @@ class DaoSession:
         self._retries = 0
         self._deadline = NEVER
         self._blocked_until = 0.0
-        self.mark(list(self._told), when)
-        self.mark(prefixes, when)
+        self.mark([*self._told, *prefixes], when)
 
     def next_dao(self, knowledge: Knowledge, now: float) -> Dao | None:
         """Return the DAO that is due, if any.

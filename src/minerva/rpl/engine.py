@@ -518,7 +518,7 @@ class RplNode:
         for interface in old:
             channel = self._channels.get(interface)
             if channel is not None and interface not in self._parents:
-                channel.session.mark(list(channel.session.told), now + self._config.no_path_delay)
+                channel.session.mark(channel.session.told, now + self._config.no_path_delay)
         everything = self._all_targets()
         for interface in self._parents:
             session = self._channels[interface].session
@@ -582,7 +582,7 @@ class RplNode:
             if channel.interface in self._parents:
                 session.mark(prefixes, now + self._config.delay_dao)
             if gone:
-                session.mark(gone, now)
+                session.mark(session.told.intersection(gone), now)
 
     def _announcement(self, prefix: IPv6Network, interface: int) -> Announcement | None:
         if interface not in self._parents:
