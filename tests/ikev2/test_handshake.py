@@ -83,8 +83,8 @@ def up(a: Hand, b: Hand) -> tuple[Established, Established]:
 
 
 def inside(sender: Hand, message: bytes) -> tuple[Payload, ...]:
-    """What ``sender`` encrypted into ``message``."""
-    sa = next(iter(sender.endpoint._sas.values()))
+    """What ``sender`` encrypted into ``message``, the newest SA being that of the message."""
+    sa = list(sender.endpoint._sas.values())[-1]
     protection = sa._protection
     assert protection is not None
     # AES-GCM is its own inverse for the owner of the key, so the sender can open what it sealed.
@@ -266,6 +266,29 @@ def test_forged_group_changes_end() -> None:
     (response,) = b.take(request, A)
     a.take(response, B)
     up(a, b)
+
+
+def test_two_versions_of_the_first_request_that_are_both_answered() -> None:
+    """The peer then holds two SAs, of which we take one and delete the other."""
+    a, b = hands()
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (first,) = a.out()
+    header = Header(decode_message(first.data)[0].spi_i, bytes(8), 34, Flag.RESPONSE, 0)
+    forged = Notify(NotifyType.INVALID_KE_PAYLOAD, DhGroup.CURVE25519.to_bytes(2))
+    (second,) = a.take(encode_message(header, (forged,)), B)
+    responses = [*b.take(first.data, A), *b.take(second, A)]
+    requests = [message for response in responses for message in a.take(response, B)]
+    answers = [message for request in requests for message in b.take(request, A)]
+    assert len(b.of(Established)) == 2
+    deletes = [message for answer in answers for message in a.take(answer, B)]
+    assert len(a.of(Established)) == len(deletes) == 1
+    for delete in deletes:
+        b.take(delete, A)
+    (closed,) = b.of(Closed)
+    (status,) = b.endpoint.status()
+    assert closed.sa != status.sa
+    kept = next(event for event in b.of(Established) if event.sa == status.sa)
+    check_match(a.of(Established)[0], kept)
 
 
 def test_no_common_group_fails_with_a_hint_but_not_at_once() -> None:
@@ -464,13 +487,13 @@ def change_request(monkeypatch: pytest.MonkeyPatch, hand: Hand, change: Any) -> 
     """Have ``hand`` send what ``change`` makes of the payloads of each message that it encrypts."""
     from minerva.ikev2 import message
 
-    genuine = message.Protection.seal
+    genuine: Any = message.Protection.seal
 
     def seal(self: Any, header: Header, payloads: Sequence[Payload]) -> bytes:
         sa = next(iter(hand.endpoint._sas.values()), None)
         spis = (sa._spi_i, sa.spi) if sa is not None else ()
         mine = header.spi_i in spis and header.from_initiator
-        return genuine(self, header, change(tuple(payloads)) if mine else payloads)
+        return bytes(genuine(self, header, change(tuple(payloads)) if mine else payloads))
 
     monkeypatch.setattr(message.Protection, "seal", seal)
 
@@ -741,7 +764,8 @@ def test_a_restarted_peer_replaces_its_old_sa() -> None:
 def test_a_second_sa_replaces_nothing() -> None:
     a, b = hands()
     recorded(a, b, now=0.0)
-    _, _, request, response = recorded(a, b, now=100.0)
+    _, _, request, _ = recorded(a, b, now=100.0)
+    assert find_notify(inside(a, request), NotifyType.INITIAL_CONTACT) is None
     assert len(a.of(Established)) == len(b.of(Established)) == 2
     assert not b.of(Closed)
     assert len(b.endpoint.status()) == 2
@@ -766,7 +790,7 @@ def test_certificates_are_not_parsed_before_the_message_is_authentic(monkeypatch
     (request,) = a.take(response, B)
 
     def parse(data: bytes) -> x509.Certificate:
-        raise AssertionError("parsed")
+        raise AssertionError(f"parsed {len(data)} bytes")
 
     monkeypatch.setattr(x509, "load_der_x509_certificate", parse)
     for position in range(32, len(request), 7):

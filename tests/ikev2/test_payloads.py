@@ -130,9 +130,13 @@ def test_signature_hashes() -> None:
 
 @pytest.mark.parametrize(
     ("data", "known"),
-    [("", set()), ("0001", set()), ("0001 0003 0005 ffff", {HashAlgorithm.SHA2_384})],
+    [
+        ("", frozenset()),
+        ("0001", frozenset()),
+        ("0001 0003 0005 ffff", frozenset({HashAlgorithm.SHA2_384})),
+    ],
 )
-def test_unknown_hashes_are_ignored(data: str, known: set[HashAlgorithm]) -> None:
+def test_unknown_hashes_are_ignored(data: str, known: frozenset[HashAlgorithm]) -> None:
     notify = Notify(NotifyType.SIGNATURE_HASH_ALGORITHMS, bytes.fromhex(data))
     assert read_signature_hashes([notify]) == known
 

@@ -62,16 +62,18 @@ def test_malformed(wire: str) -> None:
 
 
 selectors = st.one_of(
-    st.builds(
-        TrafficSelector,
-        st.just(int(kind)),
-        st.integers(0, 255),
-        st.integers(0, 65535),
-        st.integers(0, 65535),
-        st.binary(min_size=size, max_size=size),
-        st.binary(min_size=size, max_size=size),
+    *(
+        st.builds(
+            TrafficSelector,
+            st.just(int(kind)),
+            st.integers(0, 255),
+            st.integers(0, 65535),
+            st.integers(0, 65535),
+            st.binary(min_size=size, max_size=size),
+            st.binary(min_size=size, max_size=size),
+        )
+        for kind, size in ((TsType.TS_IPV4_ADDR_RANGE, 4), (TsType.TS_IPV6_ADDR_RANGE, 16))
     )
-    for kind, size in ((TsType.TS_IPV4_ADDR_RANGE, 4), (TsType.TS_IPV6_ADDR_RANGE, 16))
 )
 
 

@@ -6,7 +6,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,8 @@ import pytest
 
 from minerva.linux import namespace
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
+# Every lab of this test session has its files here, and every process its name in the environment.
+os.environ["MINERVA_LAB_DIR"] = tempfile.mkdtemp(prefix="minerva-labs-")
 
 
 def minerva(*arguments: object, timeout: float = 200, **kwargs: Any) -> subprocess.CompletedProcess[str]:
@@ -24,7 +27,7 @@ def minerva(*arguments: object, timeout: float = 200, **kwargs: Any) -> subproce
 
 
 def lab_run(*arguments: object, **kwargs: Any) -> dict[str, Any]:
-    """Run ``minerva lab run … --json``; return what it prints, which must be one object, and its exit code."""
+    """Run ``minerva lab run … --json``; return what it prints, one object, with its exit code and stderr."""
     result = minerva("lab", "run", *arguments, "--json", **kwargs)
     assert result.stdout.strip(), result.stderr
     found = json.loads(result.stdout)
@@ -32,38 +35,52 @@ def lab_run(*arguments: object, **kwargs: Any) -> dict[str, Any]:
     return found | {"exit_code": result.returncode, "stderr": result.stderr}
 
 
-def ours() -> list[str]:
+def made_here() -> list[str]:
     """Return the namespaces on this machine that a lab or a node made."""
     return namespace.names("minerva-") + namespace.names("lab-")
 
 
+def node_processes() -> dict[int, bool]:
+    """Return all processes of nodes, and whether they are this test's (by its MINERVA_LAB_DIR)."""
+    mark = f"MINERVA_LAB_DIR={os.environ.get('MINERVA_LAB_DIR')}".encode()
+    found = {}
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            name = (path / "comm").read_text()
+            command = (path / "cmdline").read_bytes()
+            if name.startswith(("mnv-", "minerva-zygote")) or b"\0minerva\0connect\0" in command:
+                found[int(path.name)] = mark in (path / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+    return found
+
+
 @pytest.fixture(autouse=True)
-def nothing_stays(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Skip without root; after the test, no namespace and no process may be left."""
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Skip without root; after the test, no namespace and no process may be left.
+
+    While somebody else runs a lab on this machine, namespaces cannot be told apart and are not judged.
+    """
     if request.node.get_closest_marker("root") is None:
         yield
         return
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces")
-    before = ours()
-    os.environ["MINERVA_LAB_DIR"] = str(tmp_path_factory.mktemp("labs"))
+    before = made_here()
+    standing = [pid for pid, mine in node_processes().items() if mine]
     yield
-    left = [name for name in ours() if name not in before]
-    for name in left:
-        namespace.delete_name(name)
-    processes = [
-        path.parent.name
-        for path in Path("/proc").glob("[0-9]*/comm")
-        if (comm := _read(path)).startswith(("mnv-", "minerva-zygote"))
-    ]
+    # A killed node's children end when they notice; that takes a moment.
+    for _ in range(50):
+        processes = [pid for pid, mine in node_processes().items() if mine and pid not in standing]
+        if not processes:
+            break
+        time.sleep(0.1)
+    names = [Path(f"/proc/{pid}/comm").read_text().strip() for pid in processes]
     for pid in processes:
-        os.kill(int(pid), 9)
-    assert not left, f"namespaces left behind: {left}"
-    assert not processes, f"processes left behind: {processes}"
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+        os.kill(pid, 9)
+    assert not processes, f"processes left behind: {names}"
+    if not [pid for pid, mine in node_processes().items() if not mine]:
+        left = [name for name in made_here() if name not in before]
+        for name in left:
+            namespace.delete_name(name)
+        assert not left, f"namespaces left behind: {left}"

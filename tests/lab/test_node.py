@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from minerva.connect.state import NodeState
 from minerva.linux import namespace
 from minerva.linux.namespace import Namespace
 from tests.lab.conftest import minerva
@@ -45,19 +46,19 @@ def host() -> Iterator[Namespace]:
 
 
 @contextmanager
-def node(host: Namespace, directory: Path, *extra: str) -> Iterator[subprocess.Popen[str]]:
-    """A running node; killed in the end if it still runs."""
+def node(host: Namespace, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A running node with its log in ``log``; killed in the end if it still runs."""
     (directory / "minerva.toml").write_text('[ports]\ninclude = ["eth*"]\n')
     command = [sys.executable, "-m", "minerva", "connect", "--state-dir", str(directory / "node")]
-    command += ["--run-dir", str(directory / "run"), "--config", str(directory / "minerva.toml"), *extra]
-    with host.entered():
-        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    command += ["--run-dir", str(directory / "run"), "--config", str(directory / "minerva.toml")]
+    with host.entered(), (directory / "log").open("ab") as log:
+        process = subprocess.Popen(command, stderr=log)
     try:
         yield process
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate()
+            process.wait()
 
 
 def status(directory: Path, *, until: str = "acp0") -> dict[str, Any]:
@@ -78,13 +79,16 @@ def ip(where: str, *arguments: str) -> str:
     return subprocess.run(["ip", "-n", where, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def left_in(host: Namespace) -> list[str]:
-    """Return what of a node is left in the host."""
+def left_in(host: Namespace, directory: Path) -> list[str]:
+    """Return what of the node of ``directory`` is left in the host."""
+    state = NodeState(directory / "node")
+    os.close(state._lock)
     ruleset = ["ip", "netns", "exec", host.name, "nft", "list", "ruleset"]
-    found = namespace.names("minerva-")
+    found = namespace.names(state.namespace_prefix)
     found += re.findall(r"acp0", ip(host.name, "link"))
     found += re.findall(r".*proto 197.*", ip(host.name, "-6", "rule"))
-    found += re.findall(r"table inet minerva\S*", subprocess.run(ruleset, capture_output=True, text=True).stdout)
+    tables = subprocess.run(ruleset, capture_output=True, text=True, check=True).stdout
+    found += re.findall(r"table inet minerva\S*", tables)
     return found
 
 
@@ -115,7 +119,7 @@ def test_what_status_says_is_what_the_kernel_has(host: Namespace, directory: Pat
         assert "Neighbours" in text
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def test_ports_come_and_go(host: Namespace, directory: Path) -> None:
@@ -134,7 +138,7 @@ def test_ports_come_and_go(host: Namespace, directory: Path) -> None:
         assert after["eth0"]["link_local"] == before["eth0"]["link_local"] == found["eth0"]["link_local"]
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def wait_for_ports(directory: Path, names: set[str], state: str = "up") -> dict[str, Any]:
@@ -165,10 +169,12 @@ def test_acp0_is_put_back_whatever_the_host_does_to_it(host: Namespace, director
             wait_until_whole(host, acp)
         flush = ["ip", "netns", "exec", host.name, "nft", "flush", "ruleset"]
         subprocess.run(flush, check=False, capture_output=True)
-        assert "table inet minerva_" in "".join(left_in(host)), "the guard is owned: it survives"
+        listing = ["ip", "netns", "exec", host.name, "nft", "list", "tables"]
+        tables = subprocess.run(listing, capture_output=True, text=True, check=True).stdout
+        assert "table inet minerva_" in tables, "the guard is owned: it survives"
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def wait_until_whole(host: Namespace, acp: dict[str, Any]) -> None:
@@ -196,15 +202,16 @@ def test_after_kill_minus_nine_the_next_start_cleans_up(host: Namespace, directo
         process.kill()
         process.wait()
         time.sleep(0.3)
-        assert len(left_in(host)) >= 4, "a kill leaves things, and the guard over them"
-        assert "table inet minerva_" in "".join(left_in(host))
+        assert len(left_in(host, directory)) >= 4, "a kill leaves things, and the guard over them"
+        assert "table inet minerva_" in "".join(left_in(host, directory))
     with node(host, directory) as process:
+        status(directory, until="link_ready")
         second = status(directory)
         assert second["acp0"] == first["acp0"]
-        assert len(namespace.names("minerva-")) == 3
+        assert len(namespace.names(f"minerva-{second['node']['tag']}-")) == 3
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def test_children_are_started_again(host: Namespace, directory: Path) -> None:
@@ -223,7 +230,7 @@ def test_children_are_started_again(host: Namespace, directory: Path) -> None:
         assert process.poll() is None
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def test_two_nodes_cannot_share_a_state_directory(host: Namespace, directory: Path) -> None:
@@ -241,7 +248,7 @@ def cleanup(host: Namespace, directory: Path) -> None:
         status(directory, until="link_ready")
         process.send_signal(signal.SIGTERM)
         assert process.wait(10) == 0
-    assert left_in(host) == []
+    assert left_in(host, directory) == []
 
 
 def refused(directory: Path, *words: str, state: str = "node") -> None:
@@ -253,7 +260,6 @@ def refused(directory: Path, *words: str, state: str = "node") -> None:
     assert sentence.startswith("minerva: ")
     for word in words:
         assert word in sentence
-    assert namespace.names("minerva-") == []
 
 
 def test_directories_that_cannot_be_used(directory: Path) -> None:
@@ -291,9 +297,12 @@ def test_status_without_a_node_says_what_to_do(tmp_path: Path) -> None:
 
 
 def test_without_root_one_sentence(directory: Path) -> None:
-    directory.chmod(0o755)
-    result = minerva("connect", "--state-dir", directory / "node", user=65534, env={"PATH": os.environ["PATH"]})
-    if "ModuleNotFound" in result.stderr or "Permission denied" in result.stderr:
-        pytest.skip("this checkout cannot be read by others")
+    program = (
+        "import os, sys; import minerva.cli.connect, minerva.connect.node; from minerva.cli.main import main; "
+        "os.setgid(65534); os.setuid(65534); main(sys.argv[1:])"
+    )
+    command = [sys.executable, "-c", program, "connect", "--state-dir", str(directory / "node")]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert "run it as root" in result.stderr
+    assert result.stderr.strip().endswith("run it as root")
+    assert len(result.stderr.strip().splitlines()) == 1

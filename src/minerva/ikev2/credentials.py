@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence, Set
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.types import PublicKeyTypes
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from minerva.ikev2.auth import choose_hash, verify
@@ -119,24 +121,41 @@ def authenticate_peer(
     certificates: Sequence[x509.Certificate],
     identification: IdentificationInitiator | IdentificationResponder,
     authentication: Authentication,
-    octets: bytes,
+    octets: Sequence[bytes],
+    own: Credentials,
     authenticate: Authenticate,
 ) -> Peer:
-    """Return the peer if its signature of ``octets``, its certificates and its ID are all good.
+    """Return the peer if its signature of one of ``octets``, its certificates and its ID are all good.
 
     The signature comes first: it is cheap, and what is said about the certificates afterwards is
-    about somebody who owns them. Raises :class:`IkePeerError`.
+    about somebody who owns them. ``own`` is who we are: a peer that is the same is a mirror.
+
+    Raises :class:`IkePeerError`.
     """
     try:
         key = certificates[0].public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _failed(f"the key in the peer's certificate cannot be read: {error}") from error
-    verify(key, octets, authentication)
+    _verify_any(key, octets, authentication)
     try:
         member = authenticate(certificates)
     except MembershipError as error:
         raise IkePeerError(NotifyType.AUTHENTICATION_FAILED, str(error), rule=error.rule) from error
-    return Peer(member, _check_id(identification, member))
+    address = _check_id(identification, member)
+    if address.packed == own.id_i.data and member.address is not None:
+        raise _failed(
+            "the peer has our own ACP address: the link leads back to us, or a certificate is in use twice"
+        )
+    return Peer(member, address)
+
+
+def _verify_any(key: PublicKeyTypes, octets: Sequence[bytes], authentication: Authentication) -> None:
+    *others, last = octets
+    for alternative in others:
+        with suppress(IkePeerError):
+            verify(key, alternative, authentication)
+            return
+    verify(key, last, authentication)
 
 
 def _check_id(

@@ -2,8 +2,8 @@
 
 Theory of operation. Each datagram is given to the SA whose SPI it carries, or is an IKE_SA_INIT request and
 makes a new SA, or is counted and forgotten. What strangers can have us keep is bounded: from a few half-open
-SAs on an initiator must return a cookie before we do any public-key operation for it, one address has only so
-many, and at the limit of all the oldest makes room. A request without its cookie costs one hash and one parse.
+SAs on an initiator must return a cookie before we do any public-key operation for it, one address has only
+so many, and at the limit of all the oldest makes room. A request without its cookie costs a hash and a parse.
 
 Unprotected complaints (INVALID_IKE_SPI and the like) are counted and change nothing, and we send none for
 unknown SPIs: liveness checks find out in seconds, with nothing to forge. A source address other than the one
@@ -202,7 +202,9 @@ class Endpoint:
         except IkeDecodeError:
             self.counters["malformed message"] += 1
             return
-        if header.major_version != MAJOR_VERSION or not port:
+        if address == self.address or not port:
+            self.counters["no address to answer to"] += 1
+        elif header.major_version != MAJOR_VERSION:
             self._receive_other(header, address, port, now)
         elif header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response:
             self._receive_init_request(header, data, address, port, now)
@@ -309,8 +311,8 @@ class Endpoint:
         return True
 
     def _receive_other(self, header: Header, address: IPv6Address, port: int, now: float) -> None:
-        self.counters["other IKE version or no port"] += 1
-        if port and header.major_version > MAJOR_VERSION and not header.is_response:
+        self.counters["other IKE version"] += 1
+        if header.major_version > MAJOR_VERSION and not header.is_response:
             # The version that we have is in the header of the answer (section 2.5).
             self._answer_error(header, Notify(NotifyType.INVALID_MAJOR_VERSION), address, port, now)
 

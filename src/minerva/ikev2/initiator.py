@@ -24,6 +24,7 @@ from minerva.ikev2.constants import (
     HashAlgorithm,
     NotifyType,
     PrfId,
+    ProtocolId,
     TransformType,
     notify_name,
 )
@@ -53,6 +54,7 @@ from minerva.ikev2.message import (
 )
 from minerva.ikev2.payloads import (
     Authentication,
+    Delete,
     IdentificationResponder,
     KeyExchange,
     Nonce,
@@ -77,14 +79,18 @@ class _Attempt:
 
 @dataclass(slots=True)
 class _Candidate:
-    """Somebody who answered our IKE_SA_INIT. ``deadline`` is for our signature, until there is a request."""
+    """Keys that follow from an answer to our IKE_SA_INIT, and what is done under them.
 
-    digest: bytes
+    ``peer_messages`` are all answers that lead to the same keys: a forger may have changed what has no part
+    in them. They must share one ``protection``, as the same key with the same IV would seal two messages.
+    ``deadline`` is for our signature, until there is a request.
+    """
+
     spi_r: bytes
     nonce_r: bytes
     keys: IkeKeys
     own_message: bytes
-    peer_message: bytes
+    peer_messages: list[bytes]
     hash: HashAlgorithm
     deadline: float
     protection: Protection = field(init=False)
@@ -115,8 +121,10 @@ class Initiator(IkeSa):
         self._cookie: Notify | None = None
         self._cookies_left = context.config.cookie_retries
         self._error = ""
+        self._responses: set[bytes] = set()
         self._candidates: list[_Candidate] = []
         self._unsigned: deque[_Candidate] = deque()
+        self._orphans: list[_Candidate] = []
         self._init_deadline = now + context.config.handshake.give_up
         self._send_init(context.config.groups[0], now)
 
@@ -203,14 +211,19 @@ class Initiator(IkeSa):
 
     def _add_candidate(self, header: Header, data: bytes, payloads: Sequence[Payload], now: float) -> None:
         mark = digest(data)
-        if any(candidate.digest == mark for candidate in self._candidates):
+        if mark in self._responses:
             self._context.counters["IKE_SA_INIT response repeated"] += 1
             return
-        if len(self._candidates) >= self._context.config.candidates:
+        if len(self._responses) >= self._context.config.candidates:
             self._context.counters["IKE_SA_INIT response too late"] += 1
             return
         candidate = self._examine(header, data, payloads, now)
+        self._responses.add(mark)
         self._request = None
+        for other in self._candidates:
+            if other.spi_r == candidate.spi_r and other.keys.sk_ei == candidate.keys.sk_ei:
+                other.peer_messages.append(data)
+                return
         self._candidates.append(candidate)
         self._unsigned.append(candidate)
         self._log_keys(candidate.keys, candidate.spi_r)
@@ -231,12 +244,11 @@ class Initiator(IkeSa):
         shared = attempt.agreement.load(key_exchange.data)()
         prf = PrfId(find(chosen, TransformType.PRF))
         return _Candidate(
-            digest=digest(data),
             spi_r=header.spi_r,
             nonce_r=nonce_r,
             keys=IkeKeys.derive(prf, shared, self._nonce_i, nonce_r, self._spi_i, header.spi_r),
             own_message=attempt.message,
-            peer_message=data,
+            peer_messages=[data],
             hash=hash_for(self._credentials, read_signature_hashes(payloads)),
             deadline=now + self._context.config.handshake.give_up,
         )
@@ -292,7 +304,8 @@ class Initiator(IkeSa):
 
     def _receive_response(self, header: Header, data: bytes, now: float) -> None:
         if self.state is not State.AUTH_SENT:
-            super()._receive_response(header, data, now)
+            if not self._delete_orphan(header, data):
+                super()._receive_response(header, data, now)
             return
         if header.exchange != ExchangeType.IKE_AUTH or header.message_id != _AUTH_MESSAGE_ID:
             self._context.counters["response to no request"] += 1
@@ -340,9 +353,14 @@ class Initiator(IkeSa):
         certificates = read_certificates(payloads)
         self._peer_certificate = describe_certificates(certificates)
         maced_id = candidate.keys.maced_id(identification.encode(), initiator=False)
-        octets = signed_octets(candidate.peer_message, self._nonce_i, maced_id)
+        octets = [signed_octets(message, self._nonce_i, maced_id) for message in candidate.peer_messages]
         return authenticate_peer(
-            certificates, identification, authentication, octets, self._context.authenticate
+            certificates,
+            identification,
+            authentication,
+            octets,
+            self._credentials,
+            self._context.authenticate,
         )
 
     # --- candidates ----------------------------------------------------------------------------------------
@@ -351,8 +369,32 @@ class Initiator(IkeSa):
         """Make the candidate the SA's one peer."""
         self._spi_r = candidate.spi_r
         self._protection = candidate.protection
+        self._orphans = [other for other in self._candidates if other is not candidate and other.request]
         self._candidates.clear()
         self._unsigned.clear()
+
+    def _delete_orphan(self, header: Header, data: bytes) -> bool:
+        """Delete what a peer has made of a candidate that we did not need; return whether it was that.
+
+        A peer that got two versions of our IKE_SA_INIT may answer both, and would hold an SA that nobody else
+        does. Should the Delete be lost, it finds out by itself.
+        """
+        if header.exchange != ExchangeType.IKE_AUTH or header.message_id != _AUTH_MESSAGE_ID:
+            return False
+        for orphan in self._orphans:
+            if orphan.spi_r == header.spi_r and self._open(orphan.protection, header, data) is not None:
+                self._orphans.remove(orphan)
+                delete = Header(
+                    self._spi_i,
+                    orphan.spi_r,
+                    ExchangeType.INFORMATIONAL,
+                    Flag.INITIATOR,
+                    _AUTH_MESSAGE_ID + 1,
+                )
+                self._context.counters["superfluous IKE SA deleted"] += 1
+                self._send(orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)), self.port)
+                return True
+        return False
 
     def _forget(self, candidate: _Candidate, reason: str, now: float) -> None:
         """Strike the candidate; the last one takes the SA with it."""

@@ -11,7 +11,7 @@ from minerva.ikev2.events import ChildKeys, KeyLog
 
 _ENCRYPTION = "AES-GCM-256 with 16 octet ICV [RFC5282]"
 _INTEGRITY = "NONE [RFC4306]"
-_ESP_ENCRYPTION = "AES-GCM [RFC4106]"
+_ESP_ENCRYPTION = "AES-GCM with 16 octet ICV [RFC4106]"
 _ESP_INTEGRITY = "NULL"
 
 

@@ -141,7 +141,12 @@ class Responder(IkeSa):
         maced_id = self._keys.maced_id(identification.encode(), initiator=True)
         octets = signed_octets(self._init_request, self._nonce_r, maced_id)
         self.peer = authenticate_peer(
-            certificates, identification, authentication, octets, self._context.authenticate
+            certificates,
+            identification,
+            authentication,
+            (octets,),
+            self._credentials,
+            self._context.authenticate,
         )
         self._accepted = self._accept(payloads, self._keys)
         self._context.events.append(

@@ -9,7 +9,7 @@ everything that it was ever told: leaving a parent needs no case of its own.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv6Network
 from typing import Protocol, TypeAlias
 
@@ -122,7 +122,7 @@ class DaoSession:
             # Whether the neighbour still knows what it once acknowledged is open until it answers this.
             self._acknowledged.pop(prefix, None)
             if announcement is not None:
-                self._told[prefix] = announcement
+                self._told[prefix] = _with_newest_sequence(announcement, self._told.get(prefix))
         return dao
 
     def acknowledged(self, sequence: int, now: float) -> None:
@@ -214,6 +214,13 @@ class DaoSession:
 
     @staticmethod
     def _no_path(told: Announcement, newest: int | None) -> TransitInformation:
-        # Only the owner may increment the Path Sequence, so a lost path goes with the last one known.
+        # Only the owner may increment the Path Sequence, so a lost path goes with the newest one known.
         sequence = told.sequence if newest is None or is_older(newest, told.sequence) else newest
         return TransitInformation(told.path_control, sequence, 0, told.external)
+
+
+def _with_newest_sequence(announcement: Announcement, told: Announcement | None) -> Announcement:
+    """An announcement may fall back to an older path, but a later No-Path must not be older than any."""
+    if told is None or not is_older(announcement.sequence, told.sequence):
+        return announcement
+    return replace(announcement, sequence=told.sequence)

@@ -25,6 +25,9 @@ class Path:
     superseded_at: float = NEVER
     """Since when another child has had a newer Path Sequence."""
 
+    confirm_by: float = NEVER
+    """When it ends unless the child, which has restarted, announces it again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -101,14 +104,14 @@ class TargetTable:
             self._remove(prefix, interface, now)
         return prefixes
 
-    def confirm_by(self, interface: int, deadline: float) -> bool:
-        """Let the child's paths expire at ``deadline`` unless it announces them again; ``False`` if none."""
+    def doubt(self, interface: int, deadline: float) -> bool:
+        """Let the child's paths end at ``deadline`` unless it announces them again; ``False`` if none."""
         prefixes = self._by_interface.get(interface)
         if not prefixes:
             return False
         for prefix in prefixes:
             path = self._targets[prefix][interface]
-            path.expires = min(path.expires, deadline)
+            path.confirm_by = min(path.confirm_by, deadline)
         self._next_sweep = min(self._next_sweep, deadline)
         return True
 
@@ -145,7 +148,7 @@ class TargetTable:
         self._next_sweep = NEVER
         for prefix, paths in list(self._targets.items()):
             for interface, path in list(paths.items()):
-                end = min(path.expires, path.superseded_at + self._grace)
+                end = min(path.expires, path.confirm_by, path.superseded_at + self._grace)
                 if end <= now:
                     self._remove(prefix, interface, now)
                     gone.append(prefix)

@@ -361,7 +361,7 @@ class RplNode:
         # us and what we told it.
         assert channel.neighbour is not None
         channel.neighbour.dao_sequence = None
-        if self._targets.confirm_by(channel.interface, now + self._config.restart_grace):
+        if self._targets.doubt(channel.interface, now + self._config.restart_grace):
             self._demand_daos(now)
         if channel.interface in self._parents:
             channel.session.start_over(self._all_targets(), now + self._config.delay_dao)
