@@ -17,8 +17,10 @@ def report(
     peer: str | None = None,
     peer_values: Sequence[float] | None = None,
 ) -> None:
-    """Print the median of ``values``, one value a run, and beside it that of the ``peer`` measured in the
-    same session, if any. ``ratio`` is ours divided by the peer's."""
+    """Print ``values``, one value a run, with their median.
+
+    Beside it stands that of the ``peer`` measured in the same session, if any, and ``ratio``: ours to theirs.
+    """
     if not values:
         raise ValueError(f"{bench} {figure}: no runs")
     if (peer is None) != (not peer_values):
@@ -29,7 +31,7 @@ def report(
         "figure": figure,
         "value": _rounded(value),
         "unit": unit,
-        "runs": len(values),
+        "runs": [_rounded(run) for run in values],
         "better": better,
     }
     if peer_values:

@@ -31,6 +31,7 @@ from minerva.ikev2.payloads import (
     VendorId,
     digital_signature,
 )
+from minerva.ikev2.proposals import SecurityAssociation, esp_offer
 from minerva.pki.errors import Rule
 from tests.ikev2.nodes import hands, recorded
 from tests.pki import certs
@@ -93,6 +94,25 @@ def test_payloads_that_may_be_there(inits: list[bytes]) -> None:
         header, payloads = decode_message(message)
         check_own_init(encode_message(header, (Notify(NotifyType.COOKIE, b"c" * 33), *payloads)))
         check_own_init(encode_message(header, (*payloads, VendorId(b"v"))))
+
+
+def test_key_exchanges_and_proposals_that_are_not_ours(inits: list[bytes]) -> None:
+    for message in inits:
+        header, payloads = decode_message(message)
+        for group, length in ((14, 256), (19, 63), (31, 33)):
+            other = [KeyExchange(group, bytes(length)) if isinstance(p, KeyExchange) else p for p in payloads]
+            with pytest.raises(IkeDecodeError, match="another group or length"):
+                check_own_init(encode_message(header, other))
+        other = [esp_offer(b"spi!") if isinstance(p, SecurityAssociation) else p for p in payloads]
+        with pytest.raises(IkeDecodeError, match="not for an initial IKE SA"):
+            check_own_init(encode_message(header, other))
+
+
+def test_a_message_that_is_too_long(inits: list[bytes]) -> None:
+    for message in inits:
+        header, payloads = decode_message(message)
+        with pytest.raises(IkeDecodeError, match="at most 8192"):
+            check_own_init(encode_message(header, (*payloads, VendorId(bytes(8192)))))
 
 
 def test_missing_payloads(inits: list[bytes]) -> None:

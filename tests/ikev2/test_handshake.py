@@ -70,6 +70,7 @@ from tests.ikev2.nodes import (
     hands,
     party,
     recorded,
+    sign,
 )
 from tests.pki import certs
 
@@ -539,6 +540,95 @@ def test_ike_auth_requests_that_are_wrong(
     assert notify.name in learned.reason
     assert not a.of(Established)
     assert not b.of(Established)
+
+
+@pytest.mark.parametrize(
+    ("payloads", "why"),
+    [
+        ((Opaque(40, b"short nonce"),), "malformed IKE_AUTH response"),
+        ((Opaque(200, b"", critical=True),), "critical payload in a response"),
+        ((), "no IdentificationResponder payload"),
+        ((Notify(9_999),), "refused us: notify type 9999"),
+    ],
+)
+def test_ike_auth_responses_that_are_wrong(
+    monkeypatch: pytest.MonkeyPatch, payloads: tuple[Payload, ...], why: str
+) -> None:
+    a, b = hands()
+    monkeypatch.setattr(b.endpoint, "signed", lambda number, _signature, _now: respond(b, number, payloads))
+    run(a, b)
+    (failed,) = failures(a)
+    assert why in failed.reason
+    assert failed.peer is None
+    a.endpoint.on_timer(50.0)
+    assert not a.endpoint._sas
+
+
+def respond(hand: Hand, number: int, payloads: tuple[Payload, ...]) -> None:
+    """Answer the newest request of an SA with these payloads, whatever the SA would say."""
+    hand.endpoint._sas[number]._respond(payloads)
+
+
+def test_first_responses_with_critical_payloads_are_not_taken() -> None:
+    """RFC 7296 section 2.5: a response has none. The genuine one may still come."""
+    a, b = hands()
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (response,) = b.take(init.data, A)
+    header, payloads = decode_message(response)
+    assert a.take(encode_message(header, (*payloads, Opaque(200, b"", critical=True))), B) == []
+    (request,) = a.take(response, B)
+    late = Header(header.spi_i, bytes(8), 34, Flag.RESPONSE, 0)
+    assert a.take(encode_message(late, (Notify(NotifyType.COOKIE, b"c"),)), B) == []
+    assert a.take(encode_message(late, (Notify(NotifyType.NO_PROPOSAL_CHOSEN),)), B) == []
+    (answer,) = b.take(request, A)
+    a.take(answer, B)
+    up(a, b)
+
+
+def test_the_signers_answer_for_a_candidate_that_is_gone() -> None:
+    """Two answers are followed up; the signer is slow; what comes too late does no harm."""
+    a, b = hands()
+    number = a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (response,) = b.take(init.data, A)
+    header, payloads = decode_message(response)
+    forged = Header(header.spi_i, b"forged!!", 34, Flag.RESPONSE, 0)
+    a.endpoint.receive(encode_message(forged, payloads), B, IKE_PORT, 0.0)
+    a.endpoint.receive(response, B, IKE_PORT, 9.0)
+    a.endpoint.on_timer(10.1)
+    a.endpoint.signed(number, b"too late", 10.2)
+    assert a.endpoint.datagrams_to_send(10.2) == []
+    requested = []
+    while (event := a.endpoint.next_event()) is not None:
+        requested += [event] if isinstance(event, SignatureNeeded) else []
+    a.endpoint.signed(number, sign(MEMBER_A.key, requested[-1]), 10.3)
+    (request,) = a.out(10.3)
+    b.endpoint.on_timer(9.0)
+    (answer,) = b.take(request.data, A, 9.5)
+    a.take(answer, B, 10.4)
+    up(a, b)
+    a.endpoint.signed(number, b"nobody asked", 10.5)
+    assert len(requested) == 2
+
+
+def test_a_forger_that_is_refused_leaves_the_genuine_peer() -> None:
+    """Somebody without a certificate of the domain answers first, all the way: only he is struck."""
+    a, b = hands()
+    forger = Hand(party(3, ca=OTHER_ROOT, anchors=(ROOT,)), B)
+    forger.endpoint._context.authenticate = party(3, anchors=(ROOT,)).authenticate
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    requests = []
+    for responder in (forger, b):
+        (response,) = responder.take(init.data, A)
+        requests += [(responder, message) for message in a.take(response, B)]
+    for responder, request in requests:
+        (answer,) = responder.take(request, A)
+        a.take(answer, B)
+    assert not failures(a)
+    assert a.of(Established)[0].member.address == MEMBER_B.identity.address
+    check_match(a.of(Established)[0], b.of(Established)[0])
 
 
 def test_unknown_payloads_in_ike_auth_are_skipped(monkeypatch: pytest.MonkeyPatch) -> None:

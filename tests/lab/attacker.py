@@ -222,8 +222,8 @@ class Pings:
 
     def reaches(self) -> bool:
         """Send one, and return whether it is answered within half a second."""
-        self.send()
         before = self.answered
+        self.send()
         deadline = time.monotonic() + 0.5
         while self.answered == before and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -439,7 +439,7 @@ def mutated(genuine: Sequence[bytes], source: random.Random, keep: int = 0) -> b
 _FAR = timedelta(days=1)
 
 
-def _believe(chain: Sequence[x509.Certificate]) -> Member:
+def believe(chain: Sequence[x509.Certificate]) -> Member:
     """Take anybody for a member: who wants in does not ask who is there."""
     return Member(chain[0], AcpNodeName.of(chain[0]), None, datetime.now(UTC) + _FAR)
 
@@ -467,7 +467,7 @@ class Peer:
             dull_socket = sockets.multicast_socket(WIRE, self.wire.index, ALL_GRASP_NEIGHBORS, GRASP_PORT)
             ike_socket = sockets.udp_socket(WIRE, IKE_PORT)
         self._dull = DullInstance(self.wire.address, random=random.SystemRandom())
-        self._endpoint = Endpoint(self.wire.address, self.identity, _believe, os.urandom)
+        self._endpoint = Endpoint(self.wire.address, self.identity, believe, os.urandom)
         self._runners = [
             CoreRunner(self._dull, dull_socket, lambda *_: None),
             CoreRunner(self._endpoint, ike_socket, self._on_event, accept=self._note),

@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,13 @@ _GRASP_AS_CBOR = 'local cbor = Dissector.get("cbor")\nDissectorTable.get("udp.po
 def present() -> bool:
     """Return whether tshark is installed."""
     return shutil.which("tshark") is not None
+
+
+def merge(files: Iterable[Path], into: Path) -> None:
+    """Write all frames of ``files``, captures of several links, to one file in the order of time."""
+    subprocess.run(
+        ["mergecap", "-w", str(into), *map(str, files)], check=True, capture_output=True, timeout=60
+    )
 
 
 def reading_grasp(directory: Path) -> tuple[str, str]:
@@ -60,6 +67,12 @@ class Witness:
             }
             for line in text.splitlines()
         ]
+
+    def none(self, *conditions: str) -> None:
+        """Check that no frame fulfils any of the display filters ``conditions``."""
+        any_of = " || ".join(f"({condition})" for condition in conditions)
+        found = self.frames(any_of, "frame.protocols", "_ws.col.Info")
+        assert not found, f"{any_of}: {found}"
 
     def octets(self, condition: str, field: str) -> list[list[bytes]]:
         """Return the bytes of each ``field`` in each frame, also of fields that have no value as text."""

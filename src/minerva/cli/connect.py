@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 
@@ -27,8 +28,11 @@ def connect(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
 
     The state directory holds its identity: see 'minerva ca issue'.
     """
-    from minerva.connect.node import run_node
-
     if os.geteuid() != 0:
         raise UsageError("'minerva connect' makes interfaces and namespaces: run it as root")
+    # Nothing that imports make is garbage, and the holes that a collection leaves would cost every child
+    # copies of the pages around them. Each process turns it on again for itself.
+    gc.disable()
+    from minerva.connect.node import run_node
+
     run_node(state_dir, run_dir, config_file)

@@ -48,7 +48,6 @@ def start(empty_root: Path) -> tuple[int, socket.socket]:
         importlib.import_module(module)
     ours, theirs = socket_pair()
     supervisor = os.getpid()
-    gc.collect()
     gc.freeze()
     pid = os.fork()
     if pid == 0:
@@ -66,6 +65,7 @@ def start(empty_root: Path) -> tuple[int, socket.socket]:
         finally:
             os._exit(status)
     theirs.close()
+    gc.enable()
     return pid, ours
 
 
@@ -114,6 +114,7 @@ def _become(request: Fork, descriptors: list[int], empty_root: Path) -> None:
     """Turn this process, just forked, into the child ``request.role``, for good."""
     zygote, status = os.getppid(), 70
     try:
+        gc.enable()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         make, uid = ROLES[request.role]
         process.set_name(f"mnv-{request.role}")

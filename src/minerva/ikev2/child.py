@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from minerva.ikev2.constants import NotifyType, notify_name
+from minerva.ikev2.constants import MIN_ESP_SPI, NotifyType, notify_name
 from minerva.ikev2.crypto import IkeKeys
 from minerva.ikev2.errors import IkePeerError
 from minerva.ikev2.events import ChildKeys
@@ -12,8 +12,6 @@ from minerva.ikev2.message import find_error, one
 from minerva.ikev2.payloads import Payload
 from minerva.ikev2.proposals import ESP_POLICY, Proposal, SecurityAssociation, esp_offer
 from minerva.ikev2.traffic import ALL_IPV6, TrafficSelectorsInitiator, TrafficSelectorsResponder, narrow
-
-_MIN_ESP_SPI = 256
 
 
 def offer_child(spi: int) -> tuple[SecurityAssociation, TrafficSelectorsInitiator, TrafficSelectorsResponder]:
@@ -87,6 +85,6 @@ def _narrow(payloads: Sequence[Payload]) -> None:
 
 def _spi_of(proposal: Proposal) -> int:
     spi = int.from_bytes(proposal.spi)
-    if spi < _MIN_ESP_SPI:
+    if spi < MIN_ESP_SPI:
         raise IkePeerError(NotifyType.NO_PROPOSAL_CHOSEN, f"the peer's ESP SPI {spi} is a reserved one")
     return spi

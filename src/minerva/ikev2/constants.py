@@ -28,6 +28,9 @@ MIN_NONCE_LENGTH, MAX_NONCE_LENGTH = 16, 256
 MIN_COOKIE_LENGTH, MAX_COOKIE_LENGTH = 1, 64
 """The lengths of a cookie, in bytes (RFC 7296 section 2.6)."""
 
+MIN_ESP_SPI = 256
+"""The lowest SPI of an ESP SA; those below are reserved (RFC 4303 section 2.1)."""
+
 MAX_MESSAGE_LENGTH = 65_535
 """The longest message accepted, in bytes: no UDP datagram is longer."""
 

@@ -26,7 +26,15 @@ from ipaddress import IPv6Address
 
 from minerva.core.sansio import Datagram
 from minerva.ikev2.config import Config, Retransmission
-from minerva.ikev2.constants import SPI_LENGTH, ExchangeType, Flag, NotifyType, ProtocolId, notify_name
+from minerva.ikev2.constants import (
+    MIN_ESP_SPI,
+    SPI_LENGTH,
+    ExchangeType,
+    Flag,
+    NotifyType,
+    ProtocolId,
+    notify_name,
+)
 from minerva.ikev2.credentials import Authenticate, Credentials, Peer
 from minerva.ikev2.crypto import IkeKeys
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError, IkeUsageError
@@ -81,9 +89,6 @@ _FATAL = frozenset(
 )
 """The errors that end an IKE SA without a Delete (RFC 7296 section 2.21.2)."""
 
-_MIN_ESP_SPI = 256
-"""SPIs below are reserved (RFC 4303 section 2.1)."""
-
 
 @dataclass(slots=True)
 class Context:
@@ -105,7 +110,7 @@ class Context:
         """Return an ESP SPI that none of our SAs has. It is taken until that SA ends."""
         while True:
             spi = int.from_bytes(self.random_bytes(4))
-            if spi >= _MIN_ESP_SPI and spi not in self.child_spis:
+            if spi >= MIN_ESP_SPI and spi not in self.child_spis:
                 self.child_spis.add(spi)
                 return spi
 

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from ipaddress import IPv6Address, IPv6Network
-from math import ceil
 from random import Random
 
+from minerva.rpl.announcing import Announcer
 from minerva.rpl.channel import Channel, Neighbour, is_dodag_id
 from minerva.rpl.config import (
     DOMAIN_SPACE,
@@ -27,8 +26,7 @@ from minerva.rpl.config import (
     Preference,
     RplConfig,
 )
-from minerva.rpl.dao import Announcement
-from minerva.rpl.downward import NEVER, Path, TargetTable, split_path_control
+from minerva.rpl.downward import NEVER, Path, TargetTable
 from minerva.rpl.errors import RplDecodeError, RplUsageError, UnknownCode
 from minerva.rpl.events import (
     DEFAULT_ROUTE,
@@ -60,36 +58,13 @@ from minerva.rpl.messages import (
     ModeOfOperation,
     decode,
 )
-from minerva.rpl.options import (
-    INFINITE_LIFETIME,
-    INFINITE_LIFETIME_UNIT,
-    TransitInformation,
-)
+from minerva.rpl.options import TransitInformation
 from minerva.rpl.selection import Choice, Dodag, DodagMemory, choose
 from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_newer, is_older
 from minerva.rpl.status import Drop, NeighbourStatus, RplStatus
 
-_OWN_BITS = 0xFF
 _MIN_REFRESH = 10.0
 _FAREWELLS = 2
-
-
-@dataclass(frozen=True, slots=True)
-class _View:
-    """What the neighbour on one channel is to know: a :class:`minerva.rpl.dao.Knowledge`."""
-
-    node: RplNode
-    interface: int
-    now: float
-
-    def announcement(self, prefix: IPv6Network) -> Announcement | None:
-        return self.node._announcement(prefix, self.interface)
-
-    def path_lifetime(self, prefix: IPv6Network) -> int:
-        return self.node._path_lifetime(prefix, self.now)
-
-    def path_sequence(self, prefix: IPv6Network) -> int | None:
-        return self.node._known_sequence(prefix)
 
 
 class RplNode:
@@ -127,24 +102,27 @@ class RplNode:
         self._version_started = -NEVER
         self._own_configuration = self._config.dodag_configuration()
         self._dodag = self._own_dodag()
-        self._configuration = self._own_configuration
         self._rank = MIN_HOP_RANK_INCREASE
         self._dtsn = INITIAL_SEQUENCE
-        self._parents: tuple[int, ...] = ()
         self._memory = DodagMemory(
             self._config.hold_down, self._config.hold_down_maximum, self._config.stable_after
         )
         self._channels: dict[int, Channel] = {}
         self._targets = TargetTable(self._config.superseded_grace)
-        self._own_targets: dict[IPv6Network, bool] = {prefix: False}
-        self._own_sequence = INITIAL_SEQUENCE
+        self._announcer = Announcer(prefix, self._targets, self._own_configuration)
         self._refresh_due = NEVER
         self._hold_due = NEVER
         self._routes: dict[IPv6Network, NextHop] = {}
+        self._root_route: IPv6Network | None = None
         self._events: deque[RplEvent] = deque()
         self._datagrams: list[RplDatagram] = []
 
     # What the driver calls.
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """The interfaces of the parents, the preferred one first; empty at a root."""
+        return self._announcer.parents
 
     @property
     def routes(self) -> dict[IPv6Network, NextHop]:
@@ -186,14 +164,12 @@ class RplNode:
 
     def set_subnets(self, subnets: Iterable[IPv6Network], now: float) -> None:
         """Announce these as well: the /64 of each ACP connect interface (RFC 8994 section 6.12.1.11)."""
-        wanted = {self.prefix: False, **dict.fromkeys(subnets, True)}
+        wanted = list(subnets)
         if any(subnet.prefixlen < MIN_TARGET_LENGTH for subnet in wanted):
             raise RplUsageError(f"a subnet to announce is shorter than /{MIN_TARGET_LENGTH}")
-        changed = self._own_targets.keys() ^ wanted.keys()
-        self._own_targets = wanted
-        self._own_sequence = increment(self._own_sequence)
-        for interface in self._parents:
-            self._channels[interface].session.mark([*wanted, *changed], now)
+        changed = self._announcer.set_subnets(wanted)
+        for interface in self.parents:
+            self._channels[interface].session.mark(changed, now)
         self._run(now)
 
     def global_repair(self, now: float) -> None:
@@ -208,14 +184,14 @@ class RplNode:
             return
         self._rank = INFINITE_RANK
         for channel in self._channels.values():
-            daos = channel.session.farewell(_View(self, channel.interface, now))
+            daos = channel.session.farewell(self._announcer.view(channel.interface, now))
             for _ in range(_FAREWELLS):
                 self._send(channel, ALL_RPL_NODES, self._dio())
                 if channel.neighbour is not None:
                     for dao in daos:
                         self._send(channel, channel.neighbour.address, dao)
         self._channels.clear()
-        self._parents = ()
+        self._announcer.parents = ()
         for prefix in list(self._routes):
             self._set_route(prefix, None)
         self._change_role(Role.STOPPED, self._dodag, DodagCause.SHUTDOWN)
@@ -294,7 +270,7 @@ class RplNode:
             grounded=self._dodag.grounded,
             root_preference=self._dodag.preference,
             rank=self._rank,
-            parents=tuple(hop for i in self._parents if (hop := self._next_hop(i)) is not None),
+            parents=tuple(hop for i in self.parents if (hop := self._next_hop(i)) is not None),
             neighbours=tuple(self._neighbour_status(c, now) for c in self._channels.values()),
             routes=dict(self._routes),
             targets=len(self._targets),
@@ -337,8 +313,8 @@ class RplNode:
         channel.heard(now)
         if dio.dodag_id == self.dodag_id:
             self._hear_own_dodag(dio, now)
-        if old is not None and old.dtsn != dio.dtsn and channel.interface in self._parents:
-            channel.session.start_over(self._all_targets(), now + self._config.delay_dao)
+        if old is not None and old.dtsn != dio.dtsn and channel.interface in self.parents:
+            channel.session.start_over(self._announcer.everything(), now + self._config.delay_dao)
         self._evaluate(now)
 
     def _hear_own_dodag(self, dio: Dio, now: float) -> None:
@@ -363,8 +339,8 @@ class RplNode:
         channel.neighbour.dao_sequence = None
         if self._targets.doubt(channel.interface, now + self._config.restart_grace):
             self._demand_daos(now)
-        if channel.interface in self._parents:
-            channel.session.start_over(self._all_targets(), now + self._config.delay_dao)
+        if channel.interface in self.parents:
+            channel.session.start_over(self._announcer.everything(), now + self._config.delay_dao)
 
     def _receive_dao(self, channel: Channel, neighbour: Neighbour, dao: Dao, now: float) -> None:
         last = neighbour.dao_sequence
@@ -374,7 +350,7 @@ class RplNode:
             return
         groups = dao.groups()
         announces = any(transit.path_lifetime for group in groups for transit in group.transits)
-        if announces and channel.interface in self._parents:
+        if announces and channel.interface in self.parents:
             # One of the two has old information. Ask for the neighbour's; it will repeat the DAO.
             self.dropped[Drop.DAO_FROM_PARENT] += 1
             channel.solicit(now)
@@ -409,7 +385,7 @@ class RplNode:
         return changed, status
 
     def _path(self, transit: TransitInformation, bits: int, now: float) -> Path:
-        expires = now + self._seconds(transit.path_lifetime)
+        expires = now + self._announcer.seconds(transit.path_lifetime)
         return Path(transit.path_sequence, bits, transit.external, expires)
 
     def _is_full(self, interface: int) -> bool:
@@ -419,7 +395,7 @@ class RplNode:
         return (
             prefix.prefixlen >= MIN_TARGET_LENGTH
             and prefix.subnet_of(DOMAIN_SPACE)
-            and not any(prefix.overlaps(own) for own in self._own_targets)
+            and not any(prefix.overlaps(own) for own in self._announcer.own)
         )
 
     def _receive_dao_ack(self, channel: Channel, neighbour: Neighbour, ack: DaoAck, now: float) -> None:
@@ -450,7 +426,7 @@ class RplNode:
             self._own_dodag(),
             offers,
             lambda offer: self._memory.allows(offer, now),
-            self._parents,
+            self._announcer.parents,
             self._config.max_parents,
         )
         if choice is not None:
@@ -459,7 +435,7 @@ class RplNode:
             own = self._own_dodag().priority
             lost = self._dodag.priority > own
             self._start_version(DodagCause.NO_PARENT if lost else DodagCause.BEST_ROOT, now)
-        self._hold_due = self._memory.next_expiry(now) or NEVER
+        self._hold_due = self._memory.next_expiry(now)
 
     def _start_version(self, cause: DodagCause, now: float) -> None:
         """Become, or be again, the root of a new version of the node's own DODAG."""
@@ -468,17 +444,17 @@ class RplNode:
         self._own_version = increment(self._own_version)
         self._version_started = now
         self._rank = MIN_HOP_RANK_INCREASE
-        self._configuration = self._own_configuration
+        self._announcer.configuration = self._own_configuration
         self._change_role(Role.ROOT, self._own_dodag(), cause)
         self._set_parents((), now)
         self._dio_changed(now)
 
     def _join(self, choice: Choice, now: float) -> None:
-        old, old_rank, old_configuration = self._dodag, self._rank, self._configuration
+        old, old_rank, old_configuration = self._dodag, self._rank, self._announcer.configuration
         new = choice.dodag
         if new.dodag_id != old.dodag_id and self.role is Role.ROUTER:
             self._memory.left(old.dodag_id, now, lost=new.priority < old.priority)
-        self._rank, self._configuration = choice.rank, choice.configuration
+        self._rank, self._announcer.configuration = choice.rank, choice.configuration
         self._memory.advertised(new, choice.rank, now)
         if new.dodag_id != old.dodag_id or self.role is Role.ROOT:
             worse = new.priority < old.priority and self.role is Role.ROUTER
@@ -498,7 +474,7 @@ class RplNode:
         self._events.append(DodagChanged(role, dodag.dodag_id, dodag.version, cause))
 
     def _set_parents(self, parents: tuple[int, ...], now: float) -> None:
-        old, self._parents = self._parents, parents
+        old, self._announcer.parents = self._announcer.parents, parents
         if old != parents:
             self._tell_parents(old, now)
             self._schedule_refresh(now)
@@ -507,8 +483,8 @@ class RplNode:
         self._update_upward_routes()
 
     def _tell_parents(self, old: tuple[int, ...], now: float) -> None:
-        self._own_sequence = increment(self._own_sequence)
-        became_parents = [interface for interface in self._parents if interface not in old]
+        self._announcer.new_sequence()
+        became_parents = [interface for interface in self.parents if interface not in old]
         changed: list[IPv6Network] = []
         for interface in became_parents:
             # Nobody can be parent and child: whatever it announced as a child was before that changed.
@@ -517,10 +493,10 @@ class RplNode:
             self._demand_daos(now)
         for interface in old:
             channel = self._channels.get(interface)
-            if channel is not None and interface not in self._parents:
+            if channel is not None and interface not in self.parents:
                 channel.session.mark(channel.session.told, now + self._config.no_path_delay)
-        everything = self._all_targets()
-        for interface in self._parents:
+        everything = self._announcer.everything()
+        for interface in self.parents:
             session = self._channels[interface].session
             if interface in became_parents:
                 session.start_over(everything, now + self._config.delay_dao)
@@ -535,7 +511,7 @@ class RplNode:
         channel.session = type(channel.session)(self._config)
         self._events.append(NeighbourLost(channel.interface, neighbour.address, cause))
         lost = self._targets.drop_interface(channel.interface, now)
-        if channel.interface in self._parents:
+        if channel.interface in self.parents:
             self._evaluate(now)
         self._targets_changed(lost, now)
 
@@ -551,7 +527,7 @@ class RplNode:
             dodag.preference,
             self._dtsn,
             dodag.dodag_id,
-            (self._configuration,),
+            (self._announcer.configuration,),
         )
 
     def _dio_changed(self, now: float) -> None:
@@ -565,9 +541,6 @@ class RplNode:
 
     # Targets.
 
-    def _all_targets(self) -> list[IPv6Network]:
-        return [*self._own_targets, *self._targets]
-
     def _targets_changed(self, prefixes: Sequence[IPv6Network], now: float) -> None:
         """Bring routes up to date and tell the parents: at once what cannot be reached any more."""
         if not prefixes:
@@ -579,61 +552,23 @@ class RplNode:
                 gone.append(prefix)
         for channel in self._channels.values():
             session = channel.session
-            if channel.interface in self._parents:
+            if channel.interface in self.parents:
                 session.mark(prefixes, now + self._config.delay_dao)
             if gone:
                 session.mark(session.told.intersection(gone), now)
 
-    def _announcement(self, prefix: IPv6Network, interface: int) -> Announcement | None:
-        if interface not in self._parents:
-            return None
-        place, parents = self._parents.index(interface), len(self._parents)
-        active = _OWN_BITS << (7 - self._configuration.path_control_size) & 0xFF
-        if prefix in self._own_targets:
-            masks = split_path_control(active, parents)
-            sequence, external = self._own_sequence, self._own_targets[prefix]
-        else:
-            summary = self._targets.summary(prefix)
-            if summary is None:
-                return None
-            masks = split_path_control(summary.path_control & active, parents)
-            sequence, external = summary.sequence, summary.external
-        return Announcement(sequence, masks[place], external) if place < len(masks) else None
-
-    def _known_sequence(self, prefix: IPv6Network) -> int | None:
-        if prefix in self._own_targets or prefix == self.prefix:
-            return self._own_sequence
-        summary = self._targets.summary(prefix)
-        return summary.sequence if summary else None
-
-    def _path_lifetime(self, prefix: IPv6Network, now: float) -> int:
-        configuration = self._configuration
-        summary = None if prefix in self._own_targets else self._targets.summary(prefix)
-        if summary is None:
-            return configuration.default_lifetime
-        if summary.expires == NEVER or configuration.lifetime_unit == INFINITE_LIFETIME_UNIT:
-            return INFINITE_LIFETIME
-        units = ceil((summary.expires - now) / configuration.lifetime_unit)
-        return min(max(units, 1), INFINITE_LIFETIME - 1)
-
-    def _seconds(self, lifetime: int) -> float:
-        unit = self._configuration.lifetime_unit
-        if lifetime == INFINITE_LIFETIME or unit == INFINITE_LIFETIME_UNIT:
-            return NEVER
-        return float(lifetime * unit)
-
     def _refresh(self, now: float) -> None:
         """Announce the node's own targets anew, before they expire anywhere."""
-        self._own_sequence = increment(self._own_sequence)
-        for interface in self._parents:
-            self._channels[interface].session.mark(self._own_targets, now)
+        self._announcer.new_sequence()
+        for interface in self.parents:
+            self._channels[interface].session.mark(self._announcer.own, now)
         self._schedule_refresh(now)
 
     def _schedule_refresh(self, now: float) -> None:
-        if not self._parents:
+        if not self.parents:
             self._refresh_due = NEVER
             return
-        lifetime = self._seconds(self._configuration.default_lifetime)
+        lifetime = self._announcer.seconds(self._announcer.configuration.default_lifetime)
         if lifetime == NEVER:
             lifetime = float(self._config.default_lifetime * self._config.lifetime_unit)
         self._refresh_due = now + max(lifetime / 3, _MIN_REFRESH) * (0.8 + 0.2 * self._random.random())
@@ -647,19 +582,17 @@ class RplNode:
         return NextHop(interface, channel.neighbour.address)
 
     def _update_upward_routes(self) -> None:
-        upward = self._next_hop(self._parents[0]) if self._parents else None
-        self._set_route(DEFAULT_ROUTE, upward)
-        root = self._root_route()
-        for prefix in [*self._routes, *([root] if root else [])]:
-            if prefix.prefixlen == 128:
-                self._update_route(prefix)
-
-    def _root_route(self) -> IPv6Network | None:
-        return IPv6Network(self._dodag.dodag_id) if self.role is Role.ROUTER else None
+        """The default route and the host route to the root go by the preferred parent."""
+        old, self._root_route = self._root_route, None
+        if self.role is Role.ROUTER:
+            self._root_route = IPv6Network(self._dodag.dodag_id)
+        self._set_route(DEFAULT_ROUTE, self._next_hop(self.parents[0]) if self.parents else None)
+        for prefix in {old, self._root_route} - {None}:
+            self._update_route(prefix)
 
     def _update_route(self, prefix: IPv6Network) -> None:
-        if prefix == self._root_route():
-            interface = self._parents[0] if self._parents else None
+        if prefix == self._root_route:
+            interface = self.parents[0] if self.parents else None
         else:
             interface = self._targets.best(prefix)
         self._set_route(prefix, None if interface is None else self._next_hop(interface))
@@ -706,7 +639,7 @@ class RplNode:
     def _run_session(self, channel: Channel, neighbour: Neighbour, now: float) -> None:
         session = channel.session
         suspicious = session.suspicious
-        dao = session.next_dao(_View(self, channel.interface, now), now)
+        dao = session.next_dao(self._announcer.view(channel.interface, now), now)
         if dao is not None:
             self._send(channel, neighbour.address, dao)
         elif session.suspicious and session.next_timer < NEVER:

@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from ipaddress import IPv6Address
+from math import inf
 
 from minerva.core.backoff import Backoff
 from minerva.rpl.messages import INFINITE_RANK
@@ -125,10 +126,10 @@ class DodagMemory:
             membership.backoff.reset()
         membership.until = now + (membership.backoff.failed() if lost else self._hold_down)
 
-    def next_expiry(self, now: float) -> float | None:
-        """Return when the next hold-down after ``now`` is over."""
+    def next_expiry(self, now: float) -> float:
+        """Return when the next hold-down after ``now`` is over, infinity if there is none."""
         times = [m.until for m in self._memberships.values() if m.until is not None and m.until > now]
-        return min(times, default=None)
+        return min(times, default=inf)
 
     def _make_room(self) -> None:
         if len(self._memberships) >= MAX_REMEMBERED:
