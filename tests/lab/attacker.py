@@ -223,7 +223,10 @@ class Pings:
     def reaches(self) -> bool:
         """Send one, and return whether it is answered within half a second."""
         before = self.answered
-        self.send()
+        try:
+            self.send()
+        except OSError:  # what the kernel says if it has no room for the neighbour
+            return False
         deadline = time.monotonic() + 0.5
         while self.answered == before and time.monotonic() < deadline:
             time.sleep(0.01)

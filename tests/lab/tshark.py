@@ -71,7 +71,7 @@ class Witness:
     def none(self, *conditions: str) -> None:
         """Check that no frame fulfils any of the display filters ``conditions``."""
         any_of = " || ".join(f"({condition})" for condition in conditions)
-        found = self.frames(any_of, "frame.protocols", "_ws.col.Info")
+        found = self.frames(any_of, "frame.protocols", "_ws.expert.message")
         assert not found, f"{any_of}: {found}"
 
     def octets(self, condition: str, field: str) -> list[list[bytes]]:

@@ -40,19 +40,30 @@ class Host:
         self.number = number
         self.address = IPv6Address("fd89:b714:f3db:0:200:0:6400:0") + 2 * number
         self.prefix = IPv6Network((self.address, 127))
-        self.node = RplNode(
-            self.address,
-            self.prefix,
-            preference,
-            random=Random(network.simulator.random.random()),
-            config=network.config,
-        )
+        self.preference = preference
+        self.node = self._new_node()
         self.channels: dict[int, Channel] = {}
         self.routes: dict[IPv6Network, NextHop] = {}
         self.events: list[tuple[float, Any]] = []
         self.alive = True
         self._interfaces = itertools.count(1)
         self._timer: Timer | None = None
+
+    def _new_node(self) -> RplNode:
+        seed = self.network.simulator.random.random()
+        return RplNode(
+            self.address, self.prefix, self.preference, random=Random(seed), config=self.network.config
+        )
+
+    def restart(self) -> None:
+        """Forget everything but the channels, as when only the routing process is started anew."""
+        self.node = self._new_node()
+        self.routes.clear()
+        for interface, channel in self.channels.items():
+            self.node.interface_up(
+                interface, channel.attachment.address, self.network.factor, self.network.now
+            )
+        self.pump()
 
     def open(self, link: Link, peer: int) -> None:
         """Bring a channel up on this end."""
@@ -175,6 +186,10 @@ class Network:
         for edge in list(self.links):
             if number in edge:
                 self.cut(*edge)
+
+    def restart(self, number: int) -> None:
+        """A node's routing process starts anew while its channels stay up."""
+        self.hosts[number].restart()
 
     def components(self) -> Iterator[set[int]]:
         """The sets of living nodes that are connected."""

@@ -11,6 +11,11 @@ SOLICITATIONS_PER_SECOND = 20
 SOLICITATION_BURST = 60
 """The neighbour table is one per machine: without this limit one port's flood starves all the others."""
 
+FRAGMENTS_PER_SECOND = 200
+FRAGMENT_BURST = 100
+"""A certificate chain with intermediates does not fit into one packet, so IKE messages may be fragmented.
+What fragments hide from this policy meets no listener but ours, and no error is ever sent out."""
+
 
 def link_policy(device: str, link_local: IPv6Address) -> str:
     """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
@@ -33,6 +38,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
         counter name refused_in drop
     }}
     chain forward {{
@@ -45,6 +51,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr {link_local} ip6 daddr ff02::13 udp dport 7017 accept
         ip6 saddr {link_local} udp sport 500 accept
         ip6 saddr {link_local} ip6 nexthdr esp accept
+        ip6 saddr {link_local} exthdr frag exists accept
         counter name refused_out drop
     }}
 }}

@@ -10,7 +10,8 @@ from minerva.core.backoff import Backoff
 from minerva.rpl.config import DOMAIN_SPACE, OBJECTIVE_FUNCTION_ZERO, RplConfig
 from minerva.rpl.dao import DaoSession
 from minerva.rpl.downward import NEVER
-from minerva.rpl.messages import INFINITE_RANK, Dio, ModeOfOperation
+from minerva.rpl.events import Drop
+from minerva.rpl.messages import ALL_RPL_NODES, INFINITE_RANK, Dio, ModeOfOperation
 from minerva.rpl.options import DodagConfiguration
 from minerva.rpl.selection import Dodag, Offer, resulting_rank
 
@@ -26,6 +27,9 @@ class Neighbour:
     dio: Dio | None = None
     configuration: DodagConfiguration | None = None
     """That of the DODAG version in ``dio``."""
+
+    hears_us: bool = False
+    """Whether it ever spoke to our own address: the channel carries both ways (RFC 6550 section 8.4)."""
 
     dao_sequence: int | None = None
     dao_at: float = 0.0
@@ -45,7 +49,9 @@ class Neighbour:
     @property
     def complete(self) -> bool:
         """Whether all is known that is needed to judge it as a parent."""
-        return self.dio is not None and (self.configuration is not None or self.dio.rank == INFINITE_RANK)
+        if self.dio is None or not self.hears_us:
+            return False
+        return self.configuration is not None or self.dio.rank == INFINITE_RANK
 
 
 class Channel:
@@ -71,6 +77,12 @@ class Channel:
             config.dis_initial, config.dis_maximum, jitter=_JITTER, random=random.random
         )
         self._complete = False
+
+    def refuses(self, source: IPv6Address, destination: IPv6Address) -> Drop | None:
+        """Return why a message between these two is not one of this channel, if so."""
+        if not source.is_link_local or destination not in (ALL_RPL_NODES, self.link_local):
+            return Drop.NOT_LINK_LOCAL
+        return Drop.OWN_ADDRESS if source == self.link_local else None
 
     # DIO: at once when its content changed, repeated, then seldom.
 
@@ -146,6 +158,8 @@ class Channel:
         """Return the neighbour as a possible parent, or ``None`` if it is none."""
         neighbour = self.neighbour
         if neighbour is None or neighbour.dio is None or neighbour.configuration is None:
+            return None
+        if not neighbour.hears_us:
             return None
         dio, configuration = neighbour.dio, neighbour.configuration
         if dio.mode_of_operation != ModeOfOperation.STORING or not is_usable(configuration):

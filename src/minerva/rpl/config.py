@@ -58,7 +58,7 @@ class RplConfig:
 
     ``hold_down``: how long a node that lost a DODAG takes nobody in it for a parent whose rank is not lower
     than the lowest it had there itself (the time in which its former sub-DODAG hears of the loss). Doubles
-    up to ``hold_down_maximum`` while the DODAG is lost again and again.
+    up to ``hold_down_maximum`` while the DODAG is lost again and again, within ``stable_after``.
 
     ``default_lifetime`` times ``lifetime_unit``: how long a downward route lives without a refresh, when
     this node is the root. Nodes refresh three times as often.
@@ -76,8 +76,8 @@ class RplConfig:
     neighbour_probes: int = 3
     neighbour_probe_gap: float = 1.0
     hold_down: float = 0.5
-    hold_down_maximum: float = 16.0
-    stable_after: float = 60.0
+    hold_down_maximum: float = 8.0
+    stable_after: float = 30.0
     delay_dao: float = 0.025
     no_path_delay: float = 0.2
     dao_backoff: float = 1.0

@@ -1,4 +1,4 @@
-"""Keeps one neighbour informed of what is reachable through this node (RFC 6550 section 9, RFC 8994 6.12.1.4).
+"""Keeps one neighbour informed of what is reachable through this node (RFC 6550 section 9).
 
 The node marks what may have changed; when it is due, the session sends the difference between what the
 neighbour acknowledged and what it ought to know, again and again until that difference is nothing. To a

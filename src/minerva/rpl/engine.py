@@ -1,13 +1,13 @@
 """A node of the ACP's one RPL instance: storing mode, OF0, over point-to-point channels.
 
-``selection`` says how DODAG and parents are chosen and why there are no loops; ``downward`` keeps what the
-children announced; ``dao`` keeps each parent informed; ``channel`` times DIOs and DISs. This module joins them:
-messages come in, routes, events and datagrams go out.
+``selection`` says how DODAG and parents are chosen and why there are no loops; ``intake`` and ``downward``
+keep what the children announced; ``announcing`` and ``dao`` keep each parent informed; ``channel`` times DIOs
+and DISs. This module joins them: messages come in, routes, events and datagrams go out.
 
-The node announces its own prefix to up to three parents at a time, each with other Path Control bits. Only the
-preferred one carries the default route. What changes downwards waits ``delay_dao`` for company, except that
-something has become unreachable: that goes up at once. A parent that is left while it works gets its No-Path a
-moment later, when the new parents know the path.
+The node announces its own prefix to up to three parents at a time, each with other Path Control bits. Only
+the preferred one carries the default route. What changes downwards waits ``delay_dao`` for company, except
+that something has become unreachable: that goes up at once. A parent that is left while it works gets its
+No-Path a moment later, when the new parents know the path.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from minerva.rpl.config import (
     Preference,
     RplConfig,
 )
-from minerva.rpl.downward import NEVER, Path, TargetTable
+from minerva.rpl.downward import NEVER, TargetTable
 from minerva.rpl.errors import RplDecodeError, RplUsageError, UnknownCode
 from minerva.rpl.events import (
     DEFAULT_ROUTE,
@@ -34,34 +34,33 @@ from minerva.rpl.events import (
     DaoUnanswered,
     DodagCause,
     DodagChanged,
+    Drop,
     NeighbourCause,
     NeighbourHeard,
     NeighbourLost,
     NextHop,
     ParentsChanged,
     Role,
-    RouteAdded,
-    RouteRemoved,
     RplDatagram,
     RplEvent,
 )
+from minerva.rpl.intake import take_groups
 from minerva.rpl.messages import (
     ALL_RPL_NODES,
     DEFAULT_INSTANCE,
     INFINITE_RANK,
     Dao,
     DaoAck,
-    DaoGroup,
     Dio,
     Dis,
     Message,
     ModeOfOperation,
     decode,
 )
-from minerva.rpl.options import TransitInformation
+from minerva.rpl.routes import RouteTable
 from minerva.rpl.selection import Choice, Dodag, DodagMemory, choose
 from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_newer, is_older
-from minerva.rpl.status import Drop, NeighbourStatus, RplStatus
+from minerva.rpl.status import RplStatus, neighbour_status
 
 _MIN_REFRESH = 10.0
 _FAREWELLS = 2
@@ -94,6 +93,7 @@ class RplNode:
         self.prefix = prefix
         self.preference = preference
         self.role = Role.ROOT
+        self._events: deque[RplEvent] = deque()
         self.dropped: Counter[Drop] = Counter()
         self.sent: Counter[str] = Counter()
         self._config = config or RplConfig()
@@ -112,9 +112,8 @@ class RplNode:
         self._announcer = Announcer(prefix, self._targets, self._own_configuration)
         self._refresh_due = NEVER
         self._hold_due = NEVER
-        self._routes: dict[IPv6Network, NextHop] = {}
+        self._routes = RouteTable(self._events.append)
         self._root_route: IPv6Network | None = None
-        self._events: deque[RplEvent] = deque()
         self._datagrams: list[RplDatagram] = []
 
     # What the driver calls.
@@ -127,7 +126,7 @@ class RplNode:
     @property
     def routes(self) -> dict[IPv6Network, NextHop]:
         """All routes, as the events so far (taken or not) have made them."""
-        return dict(self._routes)
+        return self._routes.copy()
 
     def interface_up(self, interface: int, link_local: IPv6Address, rank_factor: int, now: float) -> None:
         """Use ``interface``, on which this node is ``link_local``: a channel is up.
@@ -179,7 +178,7 @@ class RplNode:
             self._run(now)
 
     def shutdown(self, now: float) -> None:
-        """Say goodbye: poison upwards routes through this node and withdraw downward ones. Nothing follows."""
+        """Say goodbye: poison upward routes through this node, withdraw downward ones. Nothing follows."""
         if self.role is Role.STOPPED:
             return
         self._rank = INFINITE_RANK
@@ -192,8 +191,7 @@ class RplNode:
                         self._send(channel, channel.neighbour.address, dao)
         self._channels.clear()
         self._announcer.parents = ()
-        for prefix in list(self._routes):
-            self._set_route(prefix, None)
+        self._routes.clear()
         self._change_role(Role.STOPPED, self._dodag, DodagCause.SHUTDOWN)
 
     def receive(
@@ -204,7 +202,9 @@ class RplNode:
         if channel is None:
             self.dropped[Drop.UNKNOWN_INTERFACE] += 1
             return
-        if not self._addresses_fit(channel, source, destination):
+        refusal = channel.refuses(source, destination)
+        if refusal is not None:
+            self.dropped[refusal] += 1
             return
         try:
             message = decode(data)
@@ -217,8 +217,8 @@ class RplNode:
         if not isinstance(message, Dis) and message.instance != DEFAULT_INSTANCE:
             self.dropped[Drop.OTHER_INSTANCE] += 1
             return
-        neighbour = self._hear(channel, source, now)
         multicast = destination == ALL_RPL_NODES
+        neighbour = self._hear(channel, source, multicast, now)
         if isinstance(message, Dio):
             self._receive_dio(channel, neighbour, message, now)
         elif isinstance(message, Dis):
@@ -271,8 +271,10 @@ class RplNode:
             root_preference=self._dodag.preference,
             rank=self._rank,
             parents=tuple(hop for i in self.parents if (hop := self._next_hop(i)) is not None),
-            neighbours=tuple(self._neighbour_status(c, now) for c in self._channels.values()),
-            routes=dict(self._routes),
+            neighbours=tuple(
+                neighbour_status(channel, self._targets, now) for channel in self._channels.values()
+            ),
+            routes=self._routes.copy(),
             targets=len(self._targets),
             sent=dict(self.sent),
             dropped={drop.value: count for drop, count in self.dropped.items()},
@@ -280,16 +282,7 @@ class RplNode:
 
     # Messages.
 
-    def _addresses_fit(self, channel: Channel, source: IPv6Address, destination: IPv6Address) -> bool:
-        if not source.is_link_local or destination not in (ALL_RPL_NODES, channel.link_local):
-            self.dropped[Drop.NOT_LINK_LOCAL] += 1
-        elif source == channel.link_local:
-            self.dropped[Drop.OWN_ADDRESS] += 1
-        else:
-            return True
-        return False
-
-    def _hear(self, channel: Channel, source: IPv6Address, now: float) -> Neighbour:
+    def _hear(self, channel: Channel, source: IPv6Address, multicast: bool, now: float) -> Neighbour:
         neighbour = channel.neighbour
         if neighbour is not None and neighbour.address != source:
             self._lose_neighbour(channel, NeighbourCause.REPLACED, now)
@@ -299,6 +292,9 @@ class RplNode:
             self._events.append(NeighbourHeard(channel.interface, source))
             channel.solicit(now)
             channel.dio_changed(now)
+        if not (multicast or neighbour.hears_us):
+            neighbour.hears_us = True
+            self._evaluate(now)
         channel.heard(now)
         return neighbour
 
@@ -356,47 +352,19 @@ class RplNode:
             channel.solicit(now)
             return
         neighbour.dao_sequence, neighbour.dao_at = dao.sequence, now
-        changed, status = self._take_groups(channel.interface, groups, now)
-        if dao.acknowledge:
-            self._send(channel, neighbour.address, DaoAck(dao.sequence, status, dao.dodag_id))
-        self._targets_changed(changed, now)
-
-    def _take_groups(
-        self, interface: int, groups: Sequence[DaoGroup], now: float
-    ) -> tuple[list[IPv6Network], int]:
-        """Return the targets that changed and the status for the DAO-ACK."""
-        changed, status = [], DaoAck.ACCEPTED
-        for group in groups:
-            transit = group.transits[-1]
-            bits = 0
-            for each in group.transits:
-                bits |= each.path_control
-            for prefix in group.targets:
-                if not self._is_acceptable(prefix):
-                    self.dropped[Drop.BAD_TARGET] += 1
-                elif not transit.path_lifetime:
-                    if self._targets.withdraw(prefix, interface, transit.path_sequence, now):
-                        changed.append(prefix)
-                elif self._is_full(interface) and not self._targets.has(prefix, interface):
-                    self.dropped[Drop.TOO_MANY_TARGETS] += 1
-                    status = DaoAck.REJECTED
-                elif self._targets.update(prefix, interface, self._path(transit, bits, now), now):
-                    changed.append(prefix)
-        return changed, status
-
-    def _path(self, transit: TransitInformation, bits: int, now: float) -> Path:
-        expires = now + self._announcer.seconds(transit.path_lifetime)
-        return Path(transit.path_sequence, bits, transit.external, expires)
-
-    def _is_full(self, interface: int) -> bool:
-        return self._targets.count(interface) >= self._config.max_targets_per_neighbour
-
-    def _is_acceptable(self, prefix: IPv6Network) -> bool:
-        return (
-            prefix.prefixlen >= MIN_TARGET_LENGTH
-            and prefix.subnet_of(DOMAIN_SPACE)
-            and not any(prefix.overlaps(own) for own in self._announcer.own)
+        intake = take_groups(
+            self._targets,
+            channel.interface,
+            groups,
+            own=self._announcer.own,
+            seconds=self._announcer.seconds,
+            limit=self._config.max_targets_per_neighbour,
+            now=now,
         )
+        self.dropped += intake.refused
+        if dao.acknowledge:
+            self._send(channel, neighbour.address, DaoAck(dao.sequence, intake.status, dao.dodag_id))
+        self._targets_changed(intake.changed, now)
 
     def _receive_dao_ack(self, channel: Channel, neighbour: Neighbour, ack: DaoAck, now: float) -> None:
         suspicious = channel.session.suspicious
@@ -586,27 +554,17 @@ class RplNode:
         old, self._root_route = self._root_route, None
         if self.role is Role.ROUTER:
             self._root_route = IPv6Network(self._dodag.dodag_id)
-        self._set_route(DEFAULT_ROUTE, self._next_hop(self.parents[0]) if self.parents else None)
-        for prefix in {old, self._root_route} - {None}:
-            self._update_route(prefix)
+        self._routes.set(DEFAULT_ROUTE, self._next_hop(self.parents[0]) if self.parents else None)
+        for prefix in (old, self._root_route):
+            if prefix is not None:
+                self._update_route(prefix)
 
     def _update_route(self, prefix: IPv6Network) -> None:
         if prefix == self._root_route:
             interface = self.parents[0] if self.parents else None
         else:
             interface = self._targets.best(prefix)
-        self._set_route(prefix, None if interface is None else self._next_hop(interface))
-
-    def _set_route(self, prefix: IPv6Network, hop: NextHop | None) -> None:
-        old = self._routes.get(prefix)
-        if hop == old:
-            return
-        if hop is not None:
-            self._routes[prefix] = hop
-            self._events.append(RouteAdded(prefix, hop.interface, hop.address))
-        elif old is not None:
-            del self._routes[prefix]
-            self._events.append(RouteRemoved(prefix, old.interface, old.address))
+        self._routes.set(prefix, None if interface is None else self._next_hop(interface))
 
     # Sending.
 
@@ -651,20 +609,3 @@ class RplNode:
     def _send(self, channel: Channel, destination: IPv6Address, message: Message) -> None:
         self.sent[type(message).__name__] += 1
         self._datagrams.append(RplDatagram(channel.interface, destination, message.encode()))
-
-    def _neighbour_status(self, channel: Channel, now: float) -> NeighbourStatus:
-        neighbour = channel.neighbour
-        dio = neighbour.dio if neighbour else None
-        return NeighbourStatus(
-            interface=channel.interface,
-            address=neighbour.address if neighbour else None,
-            rank_factor=channel.rank_factor,
-            dodag_id=dio.dodag_id if dio else None,
-            version=dio.version if dio else None,
-            rank=dio.rank if dio else None,
-            configuration_known=bool(neighbour and neighbour.configuration),
-            silent_for=now - neighbour.heard_at if neighbour else None,
-            synchronized=channel.session.synchronized,
-            suspicious=channel.session.suspicious,
-            targets=self._targets.count(channel.interface),
-        )

@@ -48,6 +48,24 @@ class NeighbourCause(Enum):
     REPLACED = "another address on the channel"
 
 
+class Drop(Enum):
+    """Why a message, or one target in it, was not used."""
+
+    UNKNOWN_INTERFACE = "on an interface without a channel"
+    NOT_LINK_LOCAL = "source or destination is not a link-local address of the channel"
+    OWN_ADDRESS = "from our own address"
+    MALFORMED = "malformed"
+    UNKNOWN_CODE = "RPL code that is not used in the ACP"
+    OTHER_INSTANCE = "other RPL instance"
+    NOT_UNICAST = "DAO or DAO-ACK to a multicast address"
+    BAD_DODAG_ID = "DODAGID that is no ACP address"
+    NOT_ASKED = "DIS for another DODAG"
+    OLD_DAO = "DAO older than the last one"
+    DAO_FROM_PARENT = "DAO from a parent"
+    BAD_TARGET = "target that no neighbour may announce"
+    TOO_MANY_TARGETS = "more targets than one neighbour may announce"
+
+
 @dataclass(frozen=True, slots=True)
 class RplDatagram:
     """An ICMPv6 message to send on ``interface``; its checksum field is zero."""

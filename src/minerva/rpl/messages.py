@@ -70,7 +70,7 @@ class Dis:
     options: tuple[Option, ...] = ()
 
     def asks_for(self, instance: int, dodag_id: IPv6Address, version: int) -> bool:
-        """Return whether a node in this DODAG should answer: no Solicited Information, or one that matches."""
+        """Return whether a node in this DODAG should answer: it is asked for nothing else."""
         asked = [option for option in self.options if isinstance(option, SolicitedInformation)]
         return not asked or any(option.matches(instance, dodag_id, version) for option in asked)
 

@@ -234,7 +234,7 @@ def encode_options(options: Iterable[Option]) -> bytes:
 
 
 def decode_options(reader: Reader) -> tuple[Option, ...]:
-    """Return all options up to the end of the message, without the padding. Raises :class:`RplDecodeError`."""
+    """Return all options to the end of the message but the padding. Raises :class:`RplDecodeError`."""
     options: list[Option] = []
     for _ in range(MAX_OPTIONS):
         if not reader.remaining:

@@ -4,13 +4,18 @@ A node without a parent is the root of a floating DODAG of its own. DODAGs are c
 DODAGPreference, then the grounded bit, then the numerically higher DODAGID. Everybody is in the best DODAG it
 hears of, so that what is connected ends up in one.
 
-Distance vectors count to infinity when news are bad, and the ACP profile has no RPL Packet Information by which
-data packets would reveal a loop. So a node takes as parent only a neighbour whose advertised rank is lower than
-the *lowest* rank which the node itself ever advertised in that version of that DODAG (the feasibility condition
-that also DUAL and Babel use: nobody in the node's own sub-DODAG can meet it). Who has nobody left detaches (RFC
-6550 section 8.2.2.6), and the condition holds for the abandoned DODAG until ``hold_down`` is over: by then the
-former sub-DODAG has heard of it. Should bad luck with lost DIOs make a loop after that, then the condition
-fails for somebody on the loop with the first DIO that gets through, and the next hold-down is twice as long.
+Distance vectors count to infinity when news are bad, and the ACP profile has no RPL Packet Information by
+which data packets would reveal a loop. So a node takes as parent only a neighbour whose advertised rank is
+lower than the *lowest* rank which the node itself ever advertised in that version of that DODAG (the
+feasibility condition that also DUAL and Babel use: nobody in the node's own sub-DODAG can meet it). Who has
+nobody left detaches (RFC 6550 section 8.2.2.6), and the condition holds for the abandoned DODAG until
+``hold_down`` is over: by then the former sub-DODAG has heard of it. Should bad luck with lost DIOs make a
+loop after that, then the condition fails for somebody on the loop with the first DIO that gets through, and
+the next hold-down is twice as long.
+
+Detaching does not lower the preference of the node's own DODAG: while the abandoned root lives, it beats
+every node that was in its DODAG, for else that node would have been the root; and if it is dead, its heirs
+elect the best of themselves at once.
 """
 
 from __future__ import annotations
@@ -78,7 +83,7 @@ class _Membership:
 
 
 class DodagMemory:
-    """The lowest rank advertised in each DODAG that the node is in or was in lately (RFC 6550 section 8.2.2.1)."""
+    """The lowest rank advertised in each DODAG that the node is or was in (RFC 6550 section 8.2.2.1)."""
 
     def __init__(self, hold_down: float, hold_down_maximum: float, stable_after: float) -> None:
         self._hold_down = hold_down

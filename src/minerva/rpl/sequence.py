@@ -1,4 +1,4 @@
-"""RPL's sequence counters (RFC 6550 section 7.2): a straight run from 128 to 255, then a circle from 0 to 127.
+"""RPL's sequence counters (RFC 6550 section 7.2): first straight from 128 to 255, then round from 0 to 127.
 
 A counter starts in the straight run, so that a node that has just (re)started is told from one that has
 been counting for long. This is how DODAG versions, DTSNs, DAO sequences and Path Sequences count.

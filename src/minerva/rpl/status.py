@@ -3,29 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
 from ipaddress import IPv6Address, IPv6Network
 
+from minerva.rpl.channel import Channel
 from minerva.rpl.config import Preference
+from minerva.rpl.downward import TargetTable
 from minerva.rpl.events import NextHop, Role
-
-
-class Drop(Enum):
-    """Why a message, or one target in it, was not used."""
-
-    UNKNOWN_INTERFACE = "on an interface without a channel"
-    NOT_LINK_LOCAL = "source or destination is not a link-local address of the channel"
-    OWN_ADDRESS = "from our own address"
-    MALFORMED = "malformed"
-    UNKNOWN_CODE = "RPL code that is not used in the ACP"
-    OTHER_INSTANCE = "other RPL instance"
-    NOT_UNICAST = "DAO or DAO-ACK to a multicast address"
-    BAD_DODAG_ID = "DODAGID that is no ACP address"
-    NOT_ASKED = "DIS for another DODAG"
-    OLD_DAO = "DAO older than the last one"
-    DAO_FROM_PARENT = "DAO from a parent"
-    BAD_TARGET = "target that no neighbour may announce"
-    TOO_MANY_TARGETS = "more targets than one neighbour may announce"
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,3 +57,22 @@ class RplStatus:
 
     dropped: dict[str, int]
     """What was refused, by reason."""
+
+
+def neighbour_status(channel: Channel, targets: TargetTable, now: float) -> NeighbourStatus:
+    """Return what is known of the neighbour on ``channel``."""
+    neighbour = channel.neighbour
+    dio = neighbour.dio if neighbour else None
+    return NeighbourStatus(
+        interface=channel.interface,
+        address=neighbour.address if neighbour else None,
+        rank_factor=channel.rank_factor,
+        dodag_id=dio.dodag_id if dio else None,
+        version=dio.version if dio else None,
+        rank=dio.rank if dio else None,
+        configuration_known=bool(neighbour and neighbour.configuration),
+        silent_for=now - neighbour.heard_at if neighbour else None,
+        synchronized=channel.session.synchronized,
+        suspicious=channel.session.suspicious,
+        targets=targets.count(channel.interface),
+    )
