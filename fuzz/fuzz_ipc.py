@@ -5,7 +5,6 @@ from __future__ import annotations
 from ipaddress import IPv6Address, IPv6Network
 
 from _harness import run
-
 from minerva.connect import ipc
 from minerva.connect import messages as m
 from minerva.core.secret import Secret

@@ -1,4 +1,4 @@
-"""Who may import whom (docs/architecture.md): dependencies point downwards, protocols do not know each other."""
+"""Who may import whom (docs/architecture.md): dependencies point downwards, protocols do not meet."""
 
 from __future__ import annotations
 

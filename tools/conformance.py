@@ -64,7 +64,8 @@ def matrix() -> str:
         if of != part:
             part = of
             lines += ["", f"## {part}", "", "| id | level | requirement | shown by |", "|---|---|---|---|"]
-        where = "<br>".join(f"`{name}`" for name in dict.fromkeys(tests.get(ident, []))) or "**not yet**"
+        missing = "**not yet**" if wanted[ident][2] == "C" else "later"
+        where = "<br>".join(f"`{name}`" for name in dict.fromkeys(tests.get(ident, []))) or missing
         lines.append(f"| {ident} | {level} | {text} | {where} |")
     return "\n".join(lines) + "\n"
 

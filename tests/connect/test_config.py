@@ -54,7 +54,7 @@ def test_all_settings() -> None:
     ],
 )
 def test_mistakes_are_named(text: str, words: str) -> None:
-    with pytest.raises(UsageError, match="^minerva.toml") as caught:
+    with pytest.raises(UsageError, match=r"^minerva\.toml") as caught:
         config.parse(text, "minerva.toml")
     assert words in str(caught.value)
     assert "\n" not in str(caught.value)

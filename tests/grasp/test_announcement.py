@@ -123,7 +123,7 @@ def _refused(data: bytes, reason: Drop, source: IPv6Address = LINK_LOCAL) -> Non
 def test_source_must_be_link_local() -> None:
     """A packet that a router may have forwarded is dropped.
 
-    covers: G2.5.2-*
+    covers: G2.5.2-rules
     """
     address = IPv6Address("2001:db8::1")
     _refused(_flood(_acp("IKEv2"), initiator=address.packed), Drop.SOURCE, address)
@@ -160,7 +160,7 @@ def test_locator_must_be_the_initiator(locator: list[Any]) -> None:
 def test_loop_count_must_be_1(loop_count: int) -> None:
     """Also if only one of several objectives has another.
 
-    covers: 6.4-8, G2.5.2-*
+    covers: 6.4-8, G2.5.2-rules
     """
     _refused(_flood(_acp("IKEv2"), [["AN_ACP", 4, loop_count, "DTLS"], []]), Drop.LOOP_COUNT)
 
@@ -168,7 +168,7 @@ def test_loop_count_must_be_1(loop_count: int) -> None:
 def test_other_objectives_discredit_the_message() -> None:
     """RFC 8990 section 2.5.2: any message referring to an objective that does not need this mode.
 
-    covers: G2.5.2-*
+    covers: G2.5.2-rules
     """
     _refused(_flood(_acp("IKEv2"), [["SRV.est", 4, 1], []]), Drop.OBJECTIVE)
 
@@ -182,7 +182,7 @@ def test_flags() -> None:
 def test_only_floods() -> None:
     """Discovery is silently dropped, as is everything else.
 
-    covers: G2.5.2-*, G2.8.2-2
+    covers: G2.5.2-rules, G2.8.2-2
     """
     discovery = cbor.dumps([1, 1, LINK_LOCAL.packed, ["AN_ACP", 5, 1, None]])
     for data in (discovery, cbor.dumps([0]), cbor.dumps([99, 1])):

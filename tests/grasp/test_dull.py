@@ -77,7 +77,7 @@ def _hear(
 def test_announcement() -> None:
     """What goes out: to ff02::13 port 7017, flags 4, loop count 1, initiator our own address, no locator.
 
-    covers: 6.4-8, 6.4-9, 6.4-10, 6.4-12, 6.4-17, G2.5.2-*
+    covers: 6.4-8, 6.4-9, 6.4-10, 6.4-12, 6.4-17, G2.5.2-rules
     """
     core: Core = _instance()
     assert isinstance(core, DullInstance)
@@ -301,7 +301,7 @@ def test_expiry_without_timer() -> None:
 def test_drops_are_counted() -> None:
     """What is not believed has a reason that the operator can see, and no other effect.
 
-    covers: G2.5.2-*
+    covers: G2.5.2-rules
     """
     core = _instance()
     core.announce([AN_ACP_IKEV2], 0.0)

@@ -338,7 +338,7 @@ def _parse(frame: bytes, outgoing: bool) -> Packet | None:
     return Packet(source, destination, kind, data, outgoing, frame[6:12].hex(":"))
 
 
-_ETH_P_IPV6 = 0x86DD
+_ETH_P_ALL = 3  # any other does not see what a macvlan takes from the interface
 _PACKET_OUTGOING = 4
 _SIOCGIFHWADDR = 0x8927
 
@@ -353,7 +353,7 @@ class Wire:
                 socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, 0
             )
             force_receive_buffer(self._socket, 16 << 20)
-            self._socket.bind((device, _ETH_P_IPV6))
+            self._socket.bind((device, _ETH_P_ALL))
             self.index = socket.if_nametoindex(device)
             request = struct.pack("16s16x", device.encode())
             self.mac = fcntl.ioctl(self._socket, _SIOCGIFHWADDR, request)[18:24].hex(":")

@@ -8,7 +8,7 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from ipaddress import IPv6Address, IPv6Network
-from itertools import permutations
+from itertools import pairwise, permutations
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,9 @@ ALL_GRASP_NEIGHBORS = "ff02::13"
 ALL_RPL_NODES = "ff02::1a"
 INFINITE_RANK = 65535
 MIN_HOP_RANK_INCREASE = 256
+# Between its timestamp and its place in the capture's queue a frame can be overtaken on another processor.
+CLOCK_RACE_SECONDS = 0.01
+
 ALL_ON_A_LINK = {"ND", "MLD", "DULL GRASP", "IKE", "ESP"}
 
 ROUTER_SOLICITATION, NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = "133", "135", "136"
@@ -177,9 +180,9 @@ def test_the_profile_alone_opens_a_capture(captures: Captures) -> None:
 
 
 def test_frames_are_in_the_order_of_time(captures: Captures) -> None:
-    for frames in captures.on_the_wire.values():
-        times = [time_of(frame) for frame in frames]
-        assert times == sorted(times)
+    for file, frames in captures.on_the_wire.items():
+        back = max(time_of(one) - time_of(following) for one, following in pairwise(frames))
+        assert back < CLOCK_RACE_SECONDS, f"{file} goes back by {back:.6f} s"
 
 
 def test_without_the_option_there_are_no_keys(tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ def pair() -> Iterator[tuple[Namespace, Namespace]]:
     """Two hosts with a cable from eth0 to eth0."""
     a = Namespace.create(f"lab-chain-a-{os.getpid()}")
     b = Namespace.create(f"lab-chain-b-{os.getpid()}")
-    link = ["ip", "-n", a.name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.name]
-    subprocess.run(link, check=True)
+    ip(a.name, "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", b.name)
     for host in (a, b):
         for name in ("lo", "eth0"):
             ip(host.name, "link", "set", name, "up")
@@ -87,11 +86,9 @@ def test_chains_keys_and_schemes(
     for level in range(intermediates):
         run("ca", "init", "--parent", tmp_path / f"ca{level}", "--dir", tmp_path / f"ca{level + 1}")
     with ExitStack() as stack:
-        found = []
         for name, host in zip("ab", pair, strict=True):
             (tmp_path / name).mkdir()
             run("ca", "issue", tmp_path / f"ca{intermediates}", tmp_path / name / "node", *issue)
             start(stack, host, tmp_path / name)
-        for name in "ab":
-            found.append(status(tmp_path / name, until="routed")["acp0"]["address"])
+        found = [status(tmp_path / name, until="routed")["acp0"]["address"] for name in "ab"]
         reach(pair[0], found[0], found[1])

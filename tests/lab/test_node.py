@@ -298,7 +298,7 @@ def test_status_without_a_node_says_what_to_do(tmp_path: Path) -> None:
 
 def test_without_root_one_sentence(directory: Path) -> None:
     program = (
-        "import os, sys; import minerva.cli.connect, minerva.connect.node; from minerva.cli.main import main; "
+        "import os, sys, minerva.cli.connect, minerva.connect.node; from minerva.cli.main import main; "
         "os.setgid(65534); os.setuid(65534); main(sys.argv[1:])"
     )
     command = [sys.executable, "-c", program, "connect", "--state-dir", str(directory / "node")]

@@ -66,6 +66,7 @@ class Channel:
         self.neighbour: Neighbour | None = None
         self.session = DaoSession(config)
         self.dio_due = NEVER
+        self.hello_due = NEVER
         self.dis_due = NEVER
         self.reply_due = NEVER
         self._config = config
@@ -76,6 +77,7 @@ class Channel:
         self._solicitation = Backoff(
             config.dis_initial, config.dis_maximum, jitter=_JITTER, random=random.random
         )
+        self._hellos = 0
         self._complete = False
 
     def refuses(self, source: IPv6Address, destination: IPv6Address) -> Drop | None:
@@ -116,12 +118,24 @@ class Channel:
         self._reply_at = now
         self.reply_due = NEVER
 
-    # DIS: while something is unknown, ever more seldom; and to a neighbour that fell silent.
+    # DIS: to everybody at first, so that a neighbour that knows us notices a restart; then while something is unknown, ever more seldom; and to a neighbour that fell silent.
+
+    def opened(self, now: float) -> None:
+        """Say hello: the interface is new, or the node is."""
+        self.hello_due = now
+        self.dis_due = now + sum(self._config.dis_repeats) + self._config.dis_initial
+        self.dio_changed(now)
+
+    def hello_sent(self, now: float) -> None:
+        """Arm the next of the first multicast DISs."""
+        repeats = self._config.dis_repeats
+        self.hello_due = now + repeats[self._hellos] if self._hellos < len(repeats) else NEVER
+        self._hellos += 1
 
     def solicit(self, now: float) -> None:
         """Ask the neighbour for its DIO now, whatever is known already."""
         self._solicitation.reset()
-        self.dis_due = now
+        self.dis_due = min(self.dis_due, now)
 
     def heard(self, now: float) -> None:
         """Note that the neighbour is there, and stop asking if all is known."""
@@ -152,7 +166,7 @@ class Channel:
     @property
     def next_timer(self) -> float:
         """When the next of all these is due."""
-        return min(self.dio_due, self.dis_due, self.reply_due, self.session.next_timer)
+        return min(self.dio_due, self.hello_due, self.dis_due, self.reply_due, self.session.next_timer)
 
     def offer(self) -> Offer | None:
         """Return the neighbour as a possible parent, or ``None`` if it is none."""

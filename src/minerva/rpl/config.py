@@ -56,6 +56,9 @@ class RplConfig:
     6.12.1.1.2 wants two or three at once; the later ones make up for lossy links. Then there is one every
     ``dio_keepalive``, so that what was lost all the same is repaired. Trickle is not used.
 
+    ``dis_repeats``: gaps between the repetitions of the first multicast DIS on an interface. From
+    ``dis_initial`` to ``dis_maximum`` go the gaps between later ones, as long as nothing is heard.
+
     ``hold_down``: how long a node that lost a DODAG takes nobody in it for a parent whose rank is not lower
     than the lowest it had there itself (the time in which its former sub-DODAG hears of the loss). Doubles
     up to ``hold_down_maximum`` while the DODAG is lost again and again, within ``stable_after``.
@@ -69,6 +72,7 @@ class RplConfig:
     dio_repeats: tuple[float, ...] = (0.05, 0.1, 0.35, 1.5, 6.0)
     dio_minimum_gap: float = 0.01
     dio_keepalive: float = 60.0
+    dis_repeats: tuple[float, ...] = (0.05, 0.1)
     dis_initial: float = 0.1
     dis_maximum: float = 60.0
     dis_reply_gap: float = 0.1

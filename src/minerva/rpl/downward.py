@@ -19,6 +19,7 @@ class Path:
     sequence: int
     path_control: int
     external: bool
+    received: float
     expires: float
     """When, in seconds; ``NEVER`` for the infinite lifetime."""
 
@@ -44,11 +45,15 @@ class TargetTable:
 
     Per child the last word counts, for its DAOs are in order. Between children the newer Path Sequence wins;
     the older path is kept for ``grace`` seconds, as a mere refresh comes by several ways at different times.
+    An older Path Sequence that comes more than ``restart`` seconds later is not late: its owner has started
+    anew. Then both paths stay, and the later one is preferred.
+
     Methods that change anything return the prefixes for which something changed.
     """
 
-    def __init__(self, grace: float) -> None:
+    def __init__(self, grace: float, restart: float) -> None:
         self._grace = grace
+        self._restart = restart
         self._targets: dict[IPv6Network, dict[int, Path]] = {}
         self._by_interface: dict[int, set[IPv6Network]] = {}
         self._next_sweep = NEVER
@@ -116,26 +121,35 @@ class TargetTable:
         return True
 
     def best(self, prefix: IPv6Network) -> int | None:
-        """Return the interface to forward on: the most preferred Path Control bit, then the newest path."""
+        """Return the interface to forward on: by the most preferred Path Control bit, then the newest path.
+
+        A path superseded a moment ago still counts, lest every refresh makes routes change to and fro.
+        """
         paths = self._targets.get(prefix)
         if not paths:
             return None
         if len(paths) == 1:
             return next(iter(paths))
-        return max(paths, key=lambda i: (paths[i].path_control, paths[i].superseded_at == NEVER, -i))
+        newest = self._newest(paths)
+
+        def value(interface: int) -> tuple[bool, int, bool, int]:
+            path = paths[interface]
+            superseded = path.superseded_at != NEVER
+            outdated = not superseded and self._beats(newest, path)
+            return (not outdated, path.path_control, not superseded, -interface)
+
+        return max(paths, key=value)
 
     def summary(self, prefix: IPv6Network) -> Summary | None:
         """Return what to say of ``prefix`` to the node's own parents; ``None`` if it is not reachable."""
         paths = self._targets.get(prefix)
         if not paths:
             return None
-        sequence, bits, external, expires = None, 0, False, 0.0
+        newest = self._newest(paths)
+        bits = 0
         for path in paths.values():
-            if sequence is None or is_newer(path.sequence, sequence):
-                sequence, external, expires = path.sequence, path.external, path.expires
             bits |= path.path_control
-        assert sequence is not None
-        return Summary(sequence, bits, external, expires)
+        return Summary(newest.sequence, bits, newest.external, newest.expires)
 
     @property
     def next_sweep(self) -> float:
@@ -169,11 +183,25 @@ class TargetTable:
 
     def _supersede(self, paths: dict[int, Path], now: float) -> None:
         for path in paths.values():
-            if any(is_newer(other.sequence, path.sequence) for other in paths.values()):
+            newer = [other for other in paths.values() if is_newer(other.sequence, path.sequence)]
+            if any(self._beats(other, path) for other in newer):
                 path.superseded_at = min(path.superseded_at, now)
                 self._next_sweep = min(self._next_sweep, path.superseded_at + self._grace)
             else:
                 path.superseded_at = NEVER
+
+    def _beats(self, path: Path, other: Path) -> bool:
+        """Whether ``path`` is what its owner said later, by its Path Sequence or, long after, by the clock."""
+        if is_newer(path.sequence, other.sequence):
+            return path.received > other.received - self._restart
+        return is_older(path.sequence, other.sequence) and path.received >= other.received + self._restart
+
+    def _newest(self, paths: dict[int, Path]) -> Path:
+        newest, *others = paths.values()
+        for path in others:
+            if self._beats(path, newest):
+                newest = path
+        return newest
 
 
 @lru_cache(maxsize=2048)

@@ -108,7 +108,7 @@ class RplNode:
             self._config.hold_down, self._config.hold_down_maximum, self._config.stable_after
         )
         self._channels: dict[int, Channel] = {}
-        self._targets = TargetTable(self._config.superseded_grace)
+        self._targets = TargetTable(self._config.superseded_grace, self._config.restart_grace)
         self._announcer = Announcer(prefix, self._targets, self._own_configuration)
         self._refresh_due = NEVER
         self._hold_due = NEVER
@@ -140,8 +140,7 @@ class RplNode:
             return
         channel = Channel(interface, link_local, rank_factor, self._config, self._random)
         self._channels[interface] = channel
-        channel.solicit(now)
-        channel.dio_changed(now)
+        channel.opened(now)
         self._run(now)
 
     def interface_down(self, interface: int, now: float) -> None:
@@ -333,17 +332,18 @@ class RplNode:
         # us and what we told it.
         assert channel.neighbour is not None
         channel.neighbour.dao_sequence = None
-        if self._targets.doubt(channel.interface, now + self._config.restart_grace):
-            self._demand_daos(now)
+        self._doubt(channel, now)
         if channel.interface in self.parents:
             channel.session.start_over(self._announcer.everything(), now + self._config.delay_dao)
 
     def _receive_dao(self, channel: Channel, neighbour: Neighbour, dao: Dao, now: float) -> None:
         last = neighbour.dao_sequence
-        recent = now - neighbour.dao_at < self._config.reorder_time
-        if last is not None and recent and is_older(dao.sequence, last):
-            self.dropped[Drop.OLD_DAO] += 1
-            return
+        if last is not None and is_older(dao.sequence, last):
+            if now - neighbour.dao_at < self._config.reorder_time:
+                self.dropped[Drop.OLD_DAO] += 1
+                return
+            # Too late to be late: it counts anew.
+            self._doubt(channel, now)
         groups = dao.groups()
         announces = any(transit.path_lifetime for group in groups for transit in group.transits)
         if announces and channel.interface in self.parents:
@@ -507,6 +507,11 @@ class RplNode:
         self._dtsn = increment(self._dtsn)
         self._dio_changed(now)
 
+    def _doubt(self, channel: Channel, now: float) -> None:
+        """Drop what a restarted child announced before, unless it soon does again."""
+        if self._targets.doubt(channel.interface, now + self._config.restart_grace):
+            self._demand_daos(now)
+
     # Targets.
 
     def _targets_changed(self, prefixes: Sequence[IPv6Network], now: float) -> None:
@@ -577,6 +582,9 @@ class RplNode:
                 self._run_channel(channel, now)
 
     def _run_channel(self, channel: Channel, now: float) -> None:
+        if channel.hello_due <= now:
+            self._send(channel, ALL_RPL_NODES, Dis())
+            channel.hello_sent(now)
         if channel.dis_due <= now:
             if channel.silent:
                 self._lose_neighbour(channel, NeighbourCause.SILENT, now)
