@@ -118,7 +118,7 @@ def run(
             if pcap is not None:
                 lab.capture(pcap)
             lab.start(follow_us=True)
-            reached = await lab.reach_all(timeout, progress)
+            reached = await _reach_all(lab, timeout, progress)
             found = report.result(lab, lab.status(), all_reached=reached)
             shown = report.table(lab)
             if cut_link is not None:
@@ -138,6 +138,17 @@ def run(
         click.echo(json.dumps(found))
     healed = cut_link is None or found["heal_seconds"] is not None
     sys.exit(0 if found["seconds"] is not None and healed else 1)
+
+
+async def _reach_all(lab: Lab, timeout: float, progress: _Progress) -> bool:
+    """Wait until all reach all; a node that ends is a failure like any other, and is named."""
+    from minerva.lab.lab import LabError
+
+    try:
+        return await lab.reach_all(timeout, progress)
+    except LabError as error:
+        progress.note(f"minerva: {error}")
+        return False
 
 
 async def _until_signal(work: Any) -> Any:

@@ -88,7 +88,7 @@ async def set_up(
         with port.namespace.entered():
             esp = sockets.esp_socket(DEVICE, port.index, port.link_local, peer).detach()
     except OSError as error:
-        raise LinuxError(f"cannot open an ESP socket to {peer} on {port.name}: {error.strerror}") from error
+        raise LinuxError(f"cannot open an ESP socket on {port.name}: {error.strerror}") from error
     tun = -1
     try:
         with acp.namespace.entered():

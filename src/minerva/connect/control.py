@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -35,8 +36,11 @@ class ControlServer:
 
     async def start(self) -> None:
         """Begin to listen. Raises OSError."""
-        self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MAX_REQUEST)
-        self._path.chmod(0o600)
+        before = os.umask(0o177)
+        try:
+            self._server = await asyncio.start_unix_server(self._serve, self._path, limit=_MAX_REQUEST)
+        finally:
+            os.umask(before)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -8,6 +8,8 @@ import time
 
 _LEVELS = {"DEBUG": "debug", "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
 
+_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
+
 
 class _Formatter(logging.Formatter):
     def __init__(self, process: str) -> None:
@@ -17,7 +19,8 @@ class _Formatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         level = _LEVELS.get(record.levelname, record.levelname.lower())
-        text = record.getMessage()
+        # Names and reasons may come from peers: they shall not forge lines or move the cursor.
+        text = record.getMessage().translate(_VISIBLE)
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
         return f"{stamp}.{int(record.msecs):03}Z {self._process} {level}: {text}"

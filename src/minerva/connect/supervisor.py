@@ -24,7 +24,7 @@ from minerva.connect.control import ControlServer
 from minerva.connect.ipc import Message
 from minerva.connect.ports import Port, Ports
 from minerva.connect.state import NodeState
-from minerva.core.errors import UsageError
+from minerva.core.errors import MinervaError, UsageError
 from minerva.linux import process, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import guard_policy
@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 _RECONCILE_SECONDS = 10.0
 _DEBOUNCE_SECONDS = 0.05
 _GOODBYE_SECONDS = 1.5
+_MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
 _SLOW_LINK_MBIT = 100
 _FAST, _SLOW = 1, 5  # rank factors (RFC 8994 section 6.12.1.6)
 _PREFERENCE_ROOT, _PREFERENCE_DEFAULT = 4, 1  # RFC 8994 section 6.12.1.12
@@ -64,12 +65,12 @@ class Supervisor:
         self._ports = Ports(state, config.ports, self._host, self._port_up, self._port_down)
         self._children = Children(zygote[1], zygote[0], self._zygote_lost)
         self._channels: dict[int, Channel] = {}
+        self._abutment_generation = 0
         self._signing: set[int] = set()
         self._acp_work: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._look = asyncio.Event()
         self._guarded = asyncio.Event()
         self._guard_problem: str | None = "not applied yet"
-        self._routed: set[tuple[str, int]] = set()
         self._started = time.monotonic()
         self._milestones: dict[str, float] = {}
         self._control = ControlServer(
@@ -112,15 +113,21 @@ class Supervisor:
     async def _tear_down(self) -> None:
         log.info("stopping")
         self._control.close()
-        await self._children.say_goodbye(("abutment", "plane"), m.Shutdown(), _GOODBYE_SECONDS)
-        await self._ports.close()
-        await self._acp.close(self._host)
-        self._children.close()
-        (self._run_dir / leftovers.GUARD_FILE).unlink(missing_ok=True)
         while not self._acp_work.empty():
             self._acp_work.get_nowait().close()
+        await self._children.say_goodbye(("abutment", "plane"), m.Shutdown(), _GOODBYE_SECONDS)
+        clean = True
+        for step in (self._ports.close(), self._acp.close(self._host)):
+            try:
+                await step
+            except (LinuxError, OSError) as error:  # the rest must go all the same
+                log.error("%s; the next start removes what is left", error)
+                clean = False
+        self._children.close()
+        (self._run_dir / leftovers.GUARD_FILE).unlink(missing_ok=True)
         await self._host.close()
-        log.info("stopped; nothing is left behind")
+        if clean:
+            log.info("stopped; nothing is left behind")
 
     def _zygote_lost(self) -> None:
         self._failure = UsageError("the zygote process was lost; start the node again")
@@ -192,15 +199,16 @@ class Supervisor:
     # --- guard -----------------------------------------------------------------------------------------
 
     def _guard_ready(self) -> None:
-        commands = guard_policy(self._state.tag, self._acp.prefix, self._config.acp.interface)
-        self._children["guard"].send(m.GuardApply(commands))
+        guard = self._children["guard"]
+        # Before it owns anything: what a killed node leaves, the next start must be able to find.
+        leftovers.record_guard(self._run_dir, guard.pid)
+        guard.send(m.GuardApply(guard_policy(self._state.tag, self._acp.prefix, self._config.acp.interface)))
 
     def _from_guard(self, message: Message, _: list[int]) -> None:
         if not isinstance(message, m.GuardReady):
             return
         self._guard_problem = message.problem
         if message.problem is None:
-            leftovers.record_guard(self._run_dir, self._children["guard"].pid)
             self._guarded.set()
         elif self._config.acp.unguarded:
             log.warning(
@@ -266,6 +274,7 @@ class Supervisor:
                 self._port_up(port)
 
     def _abutment_lost(self) -> None:
+        self._abutment_generation += 1
         self._signing.clear()
         for number in list(self._channels):
             self._close_channel(number, "the abutment was started again")
@@ -277,35 +286,40 @@ class Supervisor:
                 self._children["signer"].send(message)
             case m.NeighbourHeard():
                 self._milestone("neighbour_heard")
-            case m.ChannelOpen():
-                self._milestone("ike_established")
-                self._acp_work.put_nowait(self._open_channel(message))
-            case m.ChannelKeys() | m.ChannelKeysGone():
-                self._acp_work.put_nowait(self._to_data_plane(message))
-            case m.ChannelClosed():
-                self._acp_work.put_nowait(self._channel_closed(message))
+            case m.ChannelOpen() | m.ChannelKeys() | m.ChannelKeysGone() | m.ChannelClosed():
+                # All that concerns channels is done in its order, and opening one takes a while.
+                self._acp_work.put_nowait(self._on_channel(message, self._abutment_generation))
             case m.KeyLog():
                 self._write_key_log(message)
 
-    async def _to_data_plane(self, message: m.ChannelKeys | m.ChannelKeysGone) -> None:
-        if message.channel in self._channels:
-            self._children["data-plane"].send(message)
-
-    async def _channel_closed(self, message: m.ChannelClosed) -> None:
-        self._close_channel(message.channel, message.reason)
+    async def _on_channel(
+        self,
+        message: m.ChannelOpen | m.ChannelKeys | m.ChannelKeysGone | m.ChannelClosed,
+        generation: int,
+    ) -> None:
+        if generation != self._abutment_generation:
+            return  # said by an abutment that is no more; the numbers are another's now
+        match message:
+            case m.ChannelOpen():
+                await self._open_channel(message)
+            case m.ChannelClosed():
+                self._close_channel(message.channel, message.reason)
+            case _:
+                if message.channel in self._channels:
+                    self._children["data-plane"].send(message)
 
     async def _open_channel(self, message: m.ChannelOpen) -> None:
+        self._milestone("ike_established")
         port = self._ports.by_number(message.port)
-        if port is None or message.channel in self._channels:
-            self._children["abutment"].send(m.ChannelRefused(message.channel, "there is no such port"))
-            return
         taken = {channel.interface for channel in self._channels.values()}
         try:
+            if port is None or message.channel in self._channels or len(taken) >= _MAX_CHANNELS:
+                raise LinuxError("there is no such port, or there are too many channels")
             channel, descriptors = await channels.set_up(
                 message.channel, port, message.peer, message.peer_name, self._state, self._acp, taken
             )
-        except LinuxError as error:
-            log.error("no channel to %s on %s: %s", message.peer, port.name, error)
+        except MinervaError as error:
+            log.error("no channel to %s: %s", message.peer, error)
             self._children["abutment"].send(m.ChannelRefused(message.channel, str(error)))
             return
         self._channels[channel.number] = channel
@@ -387,7 +401,7 @@ class Supervisor:
             work = await self._acp_work.get()
             try:
                 await work
-            except LinuxError as error:
+            except MinervaError as error:
                 log.error("%s", error)
 
     # --- status ----------------------------------------------------------------------------------------

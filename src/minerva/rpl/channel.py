@@ -118,7 +118,8 @@ class Channel:
         self._reply_at = now
         self.reply_due = NEVER
 
-    # DIS: to everybody at first, so that a neighbour that knows us notices a restart; then while something is unknown, ever more seldom; and to a neighbour that fell silent.
+    # DIS: to everybody at first, so that a neighbour that knows us notices a restart; then as long as something
+    # is unknown, ever more seldom; and to a neighbour that fell silent.
 
     def opened(self, now: float) -> None:
         """Say hello: the interface is new, or the node is."""

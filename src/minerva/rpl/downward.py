@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from heapq import heappop, heappush
 from ipaddress import IPv6Network
 
 from minerva.rpl.sequence import is_newer, is_older
@@ -19,15 +20,22 @@ class Path:
     sequence: int
     path_control: int
     external: bool
-    received: float
     expires: float
     """When, in seconds; ``NEVER`` for the infinite lifetime."""
 
     superseded_at: float = NEVER
     """Since when another child has had a newer Path Sequence."""
 
+    retired: bool = False
+    """Superseded for so long that it is used only if the newer paths go away."""
+
     confirm_by: float = NEVER
     """When it ends unless the child, which has restarted, announces it again."""
+
+    @property
+    def end(self) -> float:
+        """When the path is no more."""
+        return min(self.expires, self.confirm_by)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +52,19 @@ class TargetTable:
     """Targets and the children (by interface) through which they can be reached.
 
     Per child the last word counts, for its DAOs are in order. Between children the newer Path Sequence wins;
-    the older path is kept for ``grace`` seconds, as a mere refresh comes by several ways at different times.
-    An older Path Sequence that comes more than ``restart`` seconds later is not late: its owner has started
-    anew. Then both paths stay, and the later one is preferred.
+    the older path counts for ``grace`` seconds more, as a mere refresh comes by several ways at different
+    times. Then it is retired, not forgotten: its child keeps it up until a No-Path or its end, and believes
+    that we know it, and an owner that restarts counts from the beginning.
 
     Methods that change anything return the prefixes for which something changed.
     """
 
-    def __init__(self, grace: float, restart: float) -> None:
+    def __init__(self, grace: float) -> None:
         self._grace = grace
-        self._restart = restart
         self._targets: dict[IPv6Network, dict[int, Path]] = {}
         self._by_interface: dict[int, set[IPv6Network]] = {}
-        self._next_sweep = NEVER
+        self._agenda: list[tuple[float, IPv6Network]] = []
+        self._scheduled: dict[IPv6Network, float] = {}
 
     def __len__(self) -> int:
         return len(self._targets)
@@ -81,9 +89,10 @@ class TargetTable:
         old = paths.get(interface)
         paths[interface] = path
         self._by_interface.setdefault(interface, set()).add(prefix)
-        self._next_sweep = min(self._next_sweep, path.expires)
-        if len(paths) > 1:
-            self._supersede(paths, now)
+        if old is not None and old.sequence == path.sequence:
+            path.superseded_at, path.retired = old.superseded_at, old.retired
+        self._supersede(paths, now)
+        self._schedule(prefix)
         return old is None or (old.sequence, old.path_control, old.external) != (
             path.sequence,
             path.path_control,
@@ -117,58 +126,68 @@ class TargetTable:
         for prefix in prefixes:
             path = self._targets[prefix][interface]
             path.confirm_by = min(path.confirm_by, deadline)
-        self._next_sweep = min(self._next_sweep, deadline)
+            self._schedule(prefix)
         return True
 
     def best(self, prefix: IPv6Network) -> int | None:
-        """Return the interface to forward on: by the most preferred Path Control bit, then the newest path.
-
-        A path superseded a moment ago still counts, lest every refresh makes routes change to and fro.
-        """
+        """Return the interface to forward on: the most preferred Path Control bit, then the newest path."""
         paths = self._targets.get(prefix)
         if not paths:
             return None
         if len(paths) == 1:
             return next(iter(paths))
-        newest = self._newest(paths)
-
-        def value(interface: int) -> tuple[bool, int, bool, int]:
-            path = paths[interface]
-            superseded = path.superseded_at != NEVER
-            outdated = not superseded and self._beats(newest, path)
-            return (not outdated, path.path_control, not superseded, -interface)
-
-        return max(paths, key=value)
+        usable = _usable(paths)
+        return max(usable, key=lambda i: (paths[i].path_control, paths[i].superseded_at == NEVER, -i))
 
     def summary(self, prefix: IPv6Network) -> Summary | None:
         """Return what to say of ``prefix`` to the node's own parents; ``None`` if it is not reachable."""
         paths = self._targets.get(prefix)
         if not paths:
             return None
-        newest = self._newest(paths)
-        bits = 0
-        for path in paths.values():
+        usable = [paths[interface] for interface in _usable(paths)]
+        newest, bits = usable[0], 0
+        for path in usable:
+            if is_newer(path.sequence, newest.sequence):
+                newest = path
             bits |= path.path_control
         return Summary(newest.sequence, bits, newest.external, newest.expires)
 
     @property
     def next_sweep(self) -> float:
         """When :meth:`sweep` has something to do; ``NEVER`` if nothing expires."""
-        return self._next_sweep
+        return self._agenda[0][0] if self._agenda else NEVER
 
     def sweep(self, now: float) -> list[IPv6Network]:
-        """Remove what has expired or was superseded long enough ago."""
-        gone = []
-        self._next_sweep = NEVER
-        for prefix, paths in list(self._targets.items()):
-            for interface, path in list(paths.items()):
-                end = min(path.expires, path.confirm_by, path.superseded_at + self._grace)
-                if end <= now:
-                    self._remove(prefix, interface, now)
-                    gone.append(prefix)
-                else:
-                    self._next_sweep = min(self._next_sweep, end)
-        return gone
+        """Remove what has expired, retire what was superseded long enough ago."""
+        changed = []
+        while self._agenda and self._agenda[0][0] <= now:
+            when, prefix = heappop(self._agenda)
+            if self._scheduled.get(prefix) == when:
+                del self._scheduled[prefix]
+                if self._sweep_target(prefix, now):
+                    changed.append(prefix)
+        return changed
+
+    def _sweep_target(self, prefix: IPv6Network, now: float) -> bool:
+        changed = False
+        for interface, path in list(self._targets.get(prefix, {}).items()):
+            if path.end <= now:
+                self._remove(prefix, interface, now)
+                changed = True
+            elif not path.retired and path.superseded_at + self._grace <= now:
+                path.retired = changed = True
+        self._schedule(prefix)
+        return changed
+
+    def _schedule(self, prefix: IPv6Network) -> None:
+        """Put the target on the agenda for the first time at which something becomes of one of its paths."""
+        when = self._scheduled.get(prefix, NEVER)
+        for path in self._targets.get(prefix, {}).values():
+            retirement = NEVER if path.retired else path.superseded_at + self._grace
+            when = min(when, path.end, retirement)
+        if when < self._scheduled.get(prefix, NEVER):
+            self._scheduled[prefix] = when
+            heappush(self._agenda, (when, prefix))
 
     def _remove(self, prefix: IPv6Network, interface: int, now: float) -> None:
         paths = self._targets[prefix]
@@ -178,30 +197,21 @@ class TargetTable:
             del self._by_interface[interface]
         if paths:
             self._supersede(paths, now)
+            self._schedule(prefix)
         else:
             del self._targets[prefix]
 
     def _supersede(self, paths: dict[int, Path], now: float) -> None:
         for path in paths.values():
-            newer = [other for other in paths.values() if is_newer(other.sequence, path.sequence)]
-            if any(self._beats(other, path) for other in newer):
+            if any(is_newer(other.sequence, path.sequence) for other in paths.values()):
                 path.superseded_at = min(path.superseded_at, now)
-                self._next_sweep = min(self._next_sweep, path.superseded_at + self._grace)
             else:
-                path.superseded_at = NEVER
+                path.superseded_at, path.retired = NEVER, False
 
-    def _beats(self, path: Path, other: Path) -> bool:
-        """Whether ``path`` is what its owner said later, by its Path Sequence or, long after, by the clock."""
-        if is_newer(path.sequence, other.sequence):
-            return path.received > other.received - self._restart
-        return is_older(path.sequence, other.sequence) and path.received >= other.received + self._restart
 
-    def _newest(self, paths: dict[int, Path]) -> Path:
-        newest, *others = paths.values()
-        for path in others:
-            if self._beats(path, newest):
-                newest = path
-        return newest
+def _usable(paths: dict[int, Path]) -> list[int]:
+    """The interfaces of the paths that count. Counters are not an order: all may be retired at once."""
+    return [interface for interface, path in paths.items() if not path.retired] or list(paths)
 
 
 @lru_cache(maxsize=2048)

@@ -108,7 +108,7 @@ class RplNode:
             self._config.hold_down, self._config.hold_down_maximum, self._config.stable_after
         )
         self._channels: dict[int, Channel] = {}
-        self._targets = TargetTable(self._config.superseded_grace, self._config.restart_grace)
+        self._targets = TargetTable(self._config.superseded_grace)
         self._announcer = Announcer(prefix, self._targets, self._own_configuration)
         self._refresh_due = NEVER
         self._hold_due = NEVER

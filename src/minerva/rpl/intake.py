@@ -65,7 +65,7 @@ def take_groups(
                 intake.status = DaoAck.REJECTED
             else:
                 expires = now + seconds(transit.path_lifetime)
-                path = Path(transit.path_sequence, bits, transit.external, now, expires)
+                path = Path(transit.path_sequence, bits, transit.external, expires)
                 if targets.update(prefix, interface, path, now):
                     intake.changed.append(prefix)
     return intake
