@@ -204,12 +204,13 @@ class Pings:
         with where.entered():
             self._socket = EchoSocket(IPv6Address(source))
         self._destination = IPv6Address(destination)
-        self.sent = self.answered = 0
+        self.sent = self.answered = self._sequence = 0
 
     def send(self) -> None:
         """Send one more."""
         self.sent += 1
-        self._socket.send(self._destination, os.getpid() & 0xFFFF, self.sent & 0xFFFF)
+        self._sequence += 1
+        self._socket.send(self._destination, os.getpid() & 0xFFFF, self._sequence & 0xFFFF)
         self.answered += len(self._socket.receive())
 
     def lost(self) -> int:
@@ -219,6 +220,11 @@ class Pings:
             time.sleep(0.02)
             self.answered += len(self._socket.receive())
         return self.sent - self.answered
+
+    def forget(self) -> None:
+        """Wait for what is under way, and count from here."""
+        self.lost()
+        self.sent = self.answered = 0
 
     def reaches(self) -> bool:
         """Send one, and return whether it is answered within half a second."""
@@ -414,6 +420,10 @@ def random_link_local(source: random.Random) -> IPv6Address:
     return IPv6Address((0xFE80 << 112) | source.getrandbits(64))
 
 
+MAX_GARBAGE = 1400
+"""How long garbage gets: with its headers it fits into a frame."""
+
+
 def mutated(genuine: Sequence[bytes], source: random.Random, keep: int = 0) -> bytes:
     """Return garbage: random bytes, or a genuine message cut, changed, lengthened or mixed with another.
 
@@ -422,19 +432,20 @@ def mutated(genuine: Sequence[bytes], source: random.Random, keep: int = 0) -> b
     data = bytearray(source.choice(genuine))
     match source.randrange(6):
         case 0:
-            return source.randbytes(source.randrange(1200))
+            return source.randbytes(source.randrange(MAX_GARBAGE))
         case 1:
             return bytes(data[: source.randrange(len(data))])
         case 2:
-            return bytes(data) + source.randbytes(source.randrange(1, 64))
+            data += source.randbytes(source.randrange(1, 64))
         case 3:
             other = source.choice(genuine)
-            return bytes(data[: source.randrange(len(data))]) + other[source.randrange(len(other)) :]
+            data[source.randrange(len(data)) :] = other[source.randrange(len(other)) :]
         case 4:
-            return bytes(data[:keep]) + source.randbytes(max(1, len(data) - keep))
-    for _ in range(source.randrange(1, 9)):
-        data[source.randrange(min(keep, len(data) - 1), len(data))] = source.randrange(256)
-    return bytes(data)
+            data[keep:] = source.randbytes(len(data))
+        case 5:
+            for _ in range(source.randrange(1, 9)):
+                data[source.randrange(min(keep, len(data) - 1), len(data))] = source.randrange(256)
+    return bytes(data[:MAX_GARBAGE])
 
 
 # --- a peer made of the cores ------------------------------------------------------------------------------
@@ -463,7 +474,7 @@ class Peer:
     closed: list[ike.Closed] = field(default_factory=list)
     answers: dict[IPv6Address, set[bytes]] = field(default_factory=dict)
 
-    def start(self) -> None:
+    def start(self, *, announce: bool = True) -> None:
         """Open the sockets, and announce this peer on the link."""
         now = asyncio.get_running_loop().time()
         with self.wire.where.entered():
@@ -475,7 +486,8 @@ class Peer:
             CoreRunner(self._dull, dull_socket, lambda *_: None),
             CoreRunner(self._endpoint, ike_socket, self._on_event, accept=self._note),
         ]
-        self._dull.announce([AN_ACP_IKEV2], now)
+        if announce:
+            self._dull.announce([AN_ACP_IKEV2], now)
         self._pump()
 
     def _pump(self) -> None:

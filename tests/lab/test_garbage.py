@@ -16,6 +16,7 @@ import pytest
 from minerva.connect.ports import ALL_GRASP_NEIGHBORS, GRASP_PORT, IKE_PORT
 from minerva.grasp.announcement import AN_ACP_IKEV2
 from minerva.grasp.dull import MAX_SOURCES, DullInstance
+from minerva.linux.namespace import Namespace
 from tests.lab import attacker as tools
 from tests.lab.attacker import Pings, StandingLab, Wire, mutated, run, standing_lab, until
 
@@ -25,7 +26,7 @@ DATAGRAMS = 10_000
 BATCH = 250
 """What is sent before the node gets the time to take it in: below what its sockets have room for."""
 
-MAX_GROWTH = 4 << 20
+MAX_GROWTH = 8 << 20
 """How much memory, in bytes, a process may need in addition for all the garbage together."""
 
 IKE_HEADER = 28
@@ -35,6 +36,15 @@ GROUP_MAC = "33:33:00:00:00:13"
 @pytest.fixture(autouse=True)
 def nothing_stays() -> None:
     """The lab stands for the whole module, and looks itself whether something of it stays."""
+
+
+@dataclass
+class State:
+    """What garbage must not change, by node, and the memory of n2's processes, in bytes."""
+
+    channels: dict[str, dict[int, str]]
+    processes: dict[str, dict[str, tuple[int, int]]]  # process id and restarts
+    memory: dict[str, int]
 
 
 @dataclass
@@ -48,6 +58,7 @@ class Scene:
     mac: str  # of n2
     genuine: dict[str, list[bytes]]  # what was heard on the link, by protocol
     pings: Pings  # from n1 to n3, through n2
+    before: State
 
     def counters(self) -> dict[str, Any]:
         """What n2 counts on the port that is attacked."""
@@ -68,9 +79,8 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
         ends = [lab.status(node)["acp0"]["address"] for node in ("n1", "n3")]
         pings = stack.enter_context(Pings(lab.host("n1"), *ends))
         until(pings.reaches, "n1 reaches n3 again")
-        assert pings.lost() >= 0
-        pings.sent = pings.answered = 0
-        yield Scene(lab, wire, n1, n2, lab.port("n2")["mac"], genuine, pings)
+        pings.forget()
+        yield Scene(lab, wire, n1, n2, lab.port("n2")["mac"], genuine, pings, look(lab))
 
 
 def listen(lab: StandingLab, wire: Wire) -> dict[str, list[bytes]]:
@@ -93,59 +103,58 @@ def listen(lab: StandingLab, wire: Wire) -> dict[str, list[bytes]]:
     return heard
 
 
-@dataclass
-class Before:
-    """How n2 was before the garbage."""
-
-    channels: dict[str, dict[int, str]]
-    restarts: dict[str, dict[str, tuple[int, int]]]
-    memory: dict[str, int]
-
-
 def memory(pid: int) -> int:
     """Return what a process has for itself alone, in bytes."""
-    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-    return sum(
-        int(line.split()[1]) << 10 for line in lines if line.startswith(("Private_Dirty:", "Private_Clean:"))
-    )
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines())
+    return sum(int(words[1]) << 10 for words in lines if words[0] in ("Private_Dirty:", "Private_Clean:"))
 
 
-def look(scene: Scene) -> Before:
-    nodes = ("n1", "n2", "n3")
-    processes = {node: scene.lab.processes(node) for node in nodes}
-    return Before(
-        {node: scene.lab.channels(node) for node in nodes},
+def look(lab: StandingLab) -> State:
+    """Return how the nodes are."""
+    found = {node: lab.status(node) for node in ("n1", "n2", "n3")}
+    processes = {node: status["processes"] for node, status in found.items()}
+    return State(
         {
-            node: {name: (item["pid"], item["restarts"]) for name, item in found.items()}
-            for node, found in processes.items()
+            node: {channel["channel"]: channel["peer_name"] for channel in status["channels"]}
+            for node, status in found.items()
         },
-        {name: memory(item["pid"]) for name, item in processes["n2"].items()},
+        {
+            node: {item["name"]: (item["pid"], item["restarts"]) for item in items}
+            for node, items in processes.items()
+        },
+        {item["name"]: memory(item["pid"]) for item in processes["n2"]},
     )
 
 
-def check_unharmed(scene: Scene, before: Before) -> None:
+def check_unharmed(scene: Scene) -> None:
     """No process was started again, no channel was built anew, no ping was lost, and memory stays."""
     assert scene.pings.lost() == 0
-    now = look(scene)
-    assert now.channels == before.channels
-    assert now.restarts == before.restarts
-    grown = {name: now.memory[name] - size for name, size in before.memory.items()}
-    print("GROWN", grown)
+    now = look(scene.lab)
+    assert now.channels == scene.before.channels
+    assert now.processes == scene.before.processes
+    grown = {name: now.memory[name] - size for name, size in scene.before.memory.items()}
     assert max(grown.values()) < MAX_GROWTH, f"memory has grown: {grown}"
+
+
+def backlog(link: Namespace) -> int:
+    """Return how many bytes wait in the sockets of a link namespace, in the kernel's account."""
+    with link.entered():
+        tables = [Path(f"/proc/thread-self/net/{name}").read_text() for name in ("udp6", "raw6")]
+    lines = (line.split() for table in tables for line in table.splitlines()[1:])
+    return sum(int(line[4].partition(":")[2], 16) for line in lines)
 
 
 def send_all(
     scene: Scene, packets: Iterator[tuple[str, bytes]], counted: Callable[[], Counter[str]]
 ) -> Counter[str]:
     """Send packets to stations, with time for the node to take them in; return what it has counted."""
-    before = last = counted()
+    link, before = scene.lab.link("n2"), counted()
     for batch in tools.batches(packets, BATCH):
         for mac, packet in batch:
             scene.wire.send(mac, packet)
         scene.pings.send()
-        while (now := counted()) != last:
-            last = now
-    return last - before
+        until(lambda: backlog(link) == 0, "the node has taken in what was sent")
+    return counted() - before
 
 
 def sources(scene: Scene, chance: random.Random) -> IPv6Address:
@@ -154,7 +163,7 @@ def sources(scene: Scene, chance: random.Random) -> IPv6Address:
 
 
 def test_garbage_to_the_grasp_port(scene: Scene) -> None:
-    before, chance = look(scene), random.Random(7017)
+    chance = random.Random(7017)
 
     def packets() -> Iterator[tuple[str, bytes]]:
         for _ in range(DATAGRAMS):
@@ -163,15 +172,14 @@ def test_garbage_to_the_grasp_port(scene: Scene) -> None:
             yield GROUP_MAC, tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_PORT, GRASP_PORT), data)
 
     counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
-    print("GRASP", counted)
-    check_unharmed(scene, before)
+    check_unharmed(scene)
     assert counted["malformed"] > DATAGRAMS / 2
-    assert sum(counted.values()) - counted["sent"] >= DATAGRAMS * 0.99
+    assert counted.total() - counted["sent"] >= DATAGRAMS * 0.99
 
 
 def test_announcements_of_invented_neighbours(scene: Scene) -> None:
     """Valid ones, of more neighbours than are remembered: the one that has authenticated itself stays."""
-    before, chance = look(scene), random.Random(13)
+    chance = random.Random(13)
 
     def packets() -> Iterator[tuple[str, bytes]]:
         for _ in range(2 * MAX_SOURCES):
@@ -182,14 +190,13 @@ def test_announcements_of_invented_neighbours(scene: Scene) -> None:
             yield GROUP_MAC, tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_PORT, GRASP_PORT), datagram.data)
 
     counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
-    print("INVENTED", counted)
-    check_unharmed(scene, before)
+    check_unharmed(scene)
     assert counted["accepted"] >= 2 * MAX_SOURCES
     assert counted["evicted"] >= MAX_SOURCES
 
 
 def test_garbage_to_the_ike_port(scene: Scene) -> None:
-    before, chance = look(scene), random.Random(500)
+    chance = random.Random(500)
 
     def packets() -> Iterator[tuple[str, bytes]]:
         for number in range(DATAGRAMS):
@@ -199,14 +206,13 @@ def test_garbage_to_the_ike_port(scene: Scene) -> None:
             yield scene.mac, tools.udp(source, scene.n2, (IKE_PORT, IKE_PORT), data)
 
     counted = send_all(scene, packets(), lambda: Counter(scene.counters()["ike"]))
-    print("IKE", counted)
-    check_unharmed(scene, before)
-    assert sum(counted.values()) >= DATAGRAMS * 0.9
+    check_unharmed(scene)
+    assert counted.total() - counted["error not answered: rate limit"] >= DATAGRAMS * 0.95
 
 
 def test_garbage_as_esp(scene: Scene) -> None:
     """With random SPIs, with the right one and garbage, and genuine packets again."""
-    before, chance = look(scene), random.Random(50)
+    chance = random.Random(50)
     channel = scene.lab.channel("n2", "n1")
     (spi,) = (bytes.fromhex(text) for text in channel["spis_in"])
     old = [data for data in scene.genuine["esp"] if data[:4] == spi]
@@ -230,6 +236,5 @@ def test_garbage_as_esp(scene: Scene) -> None:
             yield scene.mac, tools.ipv6(source, scene.n2, tools.ESP, content(number % 5))
 
     counted = send_all(scene, packets(), scene.drops)
-    print("ESP", counted, len(old))
-    check_unharmed(scene, before)
-    assert sum(counted.values()) >= DATAGRAMS * 0.85
+    check_unharmed(scene)
+    assert counted.total() >= DATAGRAMS * 0.85

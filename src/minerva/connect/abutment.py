@@ -128,6 +128,7 @@ class Abutment(Child):
                 self._adjacency = Adjacency(self._identity.address)
             case m.AbutmentStart():
                 self._config = Config(keylog=message.key_log)
+                self._last_channel = self._last_request = message.first
             case m.PortUp() if len(descriptors) == 2:
                 self._port_up(message, descriptors)
             case m.PortDown():

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
 from minerva.connect.state import NodeState
-from minerva.core.errors import UsageError
 from minerva.linux import namespace
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import acp_policy
@@ -57,7 +57,10 @@ class AcpNamespace:
         self.prefix = address.ula_prefix
         self.namespace: Namespace | None = None
         self.netlink: Netlink | None = None
-        self._host_side = 0
+        self._host_side = 0  # its index, once it is set up
+        self._acp0: tuple[int, str] | None = None  # index and MAC address in the host
+        self._acp0_lock = asyncio.Lock()
+        self._wanted = False
         self.acp0_problem: str | None = "not set up yet"
 
     async def open(self) -> None:
@@ -76,15 +79,16 @@ class AcpNamespace:
 
     async def add_route(self, prefix: IPv6Network, interface: int, next_hop: IPv6Address) -> None:
         """Install a route that RPL computed. Raises LinuxError; refuses what RPL has no business with."""
-        if prefix != _DEFAULT and not (prefix.subnet_of(_UNIQUE_LOCAL) and prefix.prefixlen >= 48):
-            raise LinuxError(f"routing asked for a route to {prefix}, which is none of the ACP's")
+        acp = prefix.subnet_of(_UNIQUE_LOCAL) and prefix.prefixlen >= 48
+        if prefix != _DEFAULT and (not acp or prefix.overlaps(self.address.prefix)):
+            raise LinuxError(f"routing asked for a route to {prefix}, which is none of the ACP's, or our own")
         if not next_hop.is_link_local:
             raise LinuxError(f"routing asked for the next hop {next_hop}, which is not link-local")
         assert self.netlink is not None
         await self.netlink.replace_route(prefix, index=interface, via=next_hop, onlink=True)
 
     async def remove_route(self, prefix: IPv6Network, interface: int) -> None:
-        """Remove a route that RPL installed. Raises LinuxError."""
+        """Remove a route that RPL installed, of an interface that is a channel. Raises LinuxError."""
         assert self.netlink is not None
         await self.netlink.delete_route(prefix, interface)
 
@@ -95,23 +99,35 @@ class AcpNamespace:
             if interface is not None and prefix != self.address.prefix and interface != self._host_side:
                 await self.netlink.delete_route(prefix, interface)
 
-    async def reconcile_acp0(self, host: Netlink, links: list[Link]) -> None:
+    async def reconcile_acp0(self, host: Netlink) -> None:
         """Make sure that acp0, its address, its route and its rule are there, whatever the host did to them.
 
-        Raises LinuxError.
+        What keeps it from that is in ``acp0_problem`` afterwards; ``None`` means that all is well.
         """
-        acp0 = next((link for link in links if link.name == self._interface), None)
+        async with self._acp0_lock:
+            if not self._wanted:
+                return
+            try:
+                await self._ensure_acp0(host)
+            except LinuxError as error:
+                if self.acp0_problem != str(error):
+                    log.error("%s: %s", self._interface, error)
+                self.acp0_problem = str(error)
+            else:
+                self.acp0_problem = None
+
+    async def _ensure_acp0(self, host: Netlink) -> None:
+        assert self.netlink is not None
+        acp0 = await self._find_acp0(host)
         if acp0 is None:
             await self._make_acp0(host)
-            acp0 = next((link for link in await host.links() if link.name == self._interface), None)
+            acp0 = await self._find_acp0(host)
             if acp0 is None:
-                raise LinuxError(f"{self._interface} went away while it was made")
+                raise LinuxError("it went away while it was made")
             log.info("%s is up with %s", self._interface, self.host_address)
-        elif acp0.alias != self._alias:
-            raise UsageError(
-                f"the host already has an interface {self._interface} that is not this node's; "
-                "remove it or set acp.interface in minerva.toml"
-            )
+        if acp0.name != self._interface:
+            raise LinuxError(f"somebody calls it {acp0.name} now; the guard knows it as {self._interface}")
+        await self._ensure_inside(self.netlink)
         if not acp0.up:
             await host.set_link(acp0.index, state="up")
         if self.host_address not in await host.addresses(acp0.index):
@@ -128,7 +144,20 @@ class AcpNamespace:
             )
         if not await host.has_rule(PREFERENCE, TABLE):
             await host.add_rule(PREFERENCE, TABLE)
-        self.acp0_problem = None
+
+    async def _find_acp0(self, host: Netlink) -> Link | None:
+        """Return our interface, by its alias or, had it lost that, by what we remember of it."""
+        links = await host.links()
+        for link in links:
+            if link.alias == self._alias or (link.index, link.mac) == self._acp0:
+                self._acp0 = (link.index, link.mac)
+                return link
+        if any(link.name == self._interface for link in links):
+            raise LinuxError(
+                "the host already has an interface of that name that is not this node's; "
+                "remove it or set acp.interface in minerva.toml"
+            )
+        return None
 
     @property
     def _alias(self) -> str:
@@ -136,28 +165,40 @@ class AcpNamespace:
 
     async def _make_acp0(self, host: Netlink) -> None:
         assert self.namespace is not None
-        assert self.netlink is not None
         await host.add_veth(self._interface, HOST_SIDE, self.namespace, alias=self._alias)
-        self._host_side = await self.netlink.index_of(HOST_SIDE)
-        await self.netlink.add_address(self._host_side, _NEXT_HOP, 64)
-        await self.netlink.set_link(self._host_side, state="up")
-        index = await host.index_of(self._interface)
-        await host.set_link(index, state="up")
-        await self.netlink.replace_route(
-            IPv6Network((self.host_address, 128)), index=self._host_side, via=_HOST_END, onlink=True
-        )
 
-    async def remove_acp0(self, host: Netlink) -> None:
-        """Remove acp0 and its rule from the host. Raises LinuxError."""
+    async def _ensure_inside(self, netlink: Netlink) -> None:
+        """Make sure of the ACP's end of the pair."""
+        link = next((link for link in await netlink.links() if link.name == HOST_SIDE), None)
+        if link is None:
+            raise LinuxError("its other end is gone from the ACP namespace")
+        if link.index == self._host_side and link.up:
+            return
+        await netlink.add_address(link.index, _NEXT_HOP, 64)
+        await netlink.set_link(link.index, state="up")
+        to_host = IPv6Network((self.host_address, 128))
+        await netlink.replace_route(to_host, index=link.index, via=_HOST_END, onlink=True)
+        self._host_side = link.index
+
+    async def allow_acp0(self, allowed: bool, host: Netlink) -> None:
+        """Let acp0 exist, or take it away at once, for as long as it is not guarded. Raises LinuxError."""
+        self._wanted = allowed
+        if not allowed:
+            self.acp0_problem = "it is not guarded"
+            async with self._acp0_lock:
+                await self._remove_acp0(host)
+
+    async def _remove_acp0(self, host: Netlink) -> None:
         for link in await host.links():
-            if link.alias == self._alias:
+            if link.alias == self._alias or (link.index, link.mac) == self._acp0:
                 await host.delete_link(link.index)
-                await host.delete_rule(PREFERENCE, TABLE)
-        self._host_side = 0
+        if self._acp0 is not None:
+            await host.delete_rule(PREFERENCE, TABLE)
+        self._acp0, self._host_side = None, 0
 
     async def close(self, host: Netlink) -> None:
         """Remove acp0 with all that belongs to it, and the namespace."""
-        await self.remove_acp0(host)
+        await self.allow_acp0(False, host)
         if self.netlink is not None:
             await self.netlink.close()
         if self.namespace is not None:

@@ -31,13 +31,14 @@ class ChildHandle:
     """A child as the supervisor sees it; ``pid`` is 0 while it does not run."""
 
     role: str
-    on_message: Callable[[Message, list[int]], None]
+    on_message: Callable[[Message], bool]
     on_ready: Callable[[], None]
     on_exit: Callable[[], None]
     namespace: int | None = None
     ipc: Ipc | None = None
     pid: int = 0
     ready: bool = False
+    doomed: bool = False
     started: float = 0.0
     restarts: int = 0
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RESTART, _LAST_RESTART))
@@ -56,14 +57,14 @@ class Children:
         self.zygote_pid = zygote_pid
         self._on_zygote_lost = on_zygote_lost
         self._handles: dict[str, ChildHandle] = {}
-        self._requests: dict[int, asyncio.Future[Any]] = {}
+        self._requests: dict[tuple[str, int], asyncio.Future[Any]] = {}
         self._request = 0
         self._stopping = False
 
     def start(
         self,
         role: str,
-        on_message: Callable[[Message, list[int]], None],
+        on_message: Callable[[Message], bool],
         on_ready: Callable[[], None],
         on_exit: Callable[[], None],
         *,
@@ -71,7 +72,8 @@ class Children:
     ) -> ChildHandle:
         """Start the child for ``role`` and keep it running; in ``namespace`` or in one with nothing in it.
 
-        ``on_ready`` is called each time it is ready for work, ``on_exit`` each time it has ended.
+        ``on_ready`` is called each time it is ready for work, ``on_exit`` each time it has ended;
+        ``on_message`` returns whether the message is one that this child may send.
         """
         handle = ChildHandle(role, on_message, on_ready, on_exit, namespace)
         self._handles[role] = handle
@@ -88,7 +90,7 @@ class Children:
             lambda message, descriptors: self._from_child(handle, message, descriptors),
             lambda error: self._child_closed(handle, error),
         )
-        handle.started = time.monotonic()
+        handle.started, handle.doomed = time.monotonic(), False
         descriptors = [theirs.fileno()]
         if handle.namespace is not None:
             descriptors.append(handle.namespace)
@@ -99,7 +101,12 @@ class Children:
         for descriptor in descriptors:
             os.close(descriptor)
         if isinstance(message, Forked):
-            self._handles[message.name].pid = message.pid
+            handle = self._handles[message.name]
+            handle.pid = message.pid
+            if handle.doomed:
+                self.kill(handle)
+            elif handle.ready:
+                handle.on_ready()
         elif isinstance(message, Exited):
             for handle in self._handles.values():
                 if handle.pid == message.pid:
@@ -111,22 +118,30 @@ class Children:
             self._on_zygote_lost()
 
     def _from_child(self, handle: ChildHandle, message: Message, descriptors: list[int]) -> None:
-        if isinstance(message, Ready):
+        if descriptors:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._distrust(handle, "it sent a descriptor")
+        elif isinstance(message, Ready):
             if message.version != VERSION:
                 self._distrust(handle, f"it speaks version {message.version} of our messages, not {VERSION}")
                 return
             handle.ready = True
-            handle.on_ready()
+            if handle.pid:  # else the zygote's word of it is still under way, by another connection
+                handle.on_ready()
         elif isinstance(message, StatusReply):
-            future = self._requests.pop(message.request, None)
+            future = self._requests.pop((handle.role, message.request), None)
             if future is not None and not future.done():
                 future.set_result(message.state)
-        else:
-            handle.on_message(message, descriptors)
+        elif not handle.on_message(message):
+            self._distrust(handle, f"it sent a {type(message).__name__}")
 
     def _child_closed(self, handle: ChildHandle, error: IpcError | None) -> None:
+        """End a child that broke the rules, or that cannot be talked to any more for whatever reason."""
         if error is not None:
             self._distrust(handle, str(error))
+        else:
+            self.kill(handle)
 
     def _distrust(self, handle: ChildHandle, reason: str) -> None:
         log.error("%s is broken: %s; it is started again", handle.role, reason)
@@ -134,6 +149,7 @@ class Children:
 
     def kill(self, handle: ChildHandle) -> None:
         """Kill a child that is not to be trusted any more; it is started again."""
+        handle.doomed = True
         if handle.pid:
             with suppress(ProcessLookupError):  # it has just ended, and the zygote is about to say so
                 os.kill(handle.pid, signal.SIGKILL)
@@ -164,15 +180,16 @@ class Children:
         if handle is None or not handle.ready:
             return None
         self._request += 1
+        request = self._request
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._requests[self._request] = future
-        handle.send(StatusRequest(self._request))
+        self._requests[role, request] = future
+        handle.send(StatusRequest(request))
         try:
             return await asyncio.wait_for(future, _STATUS_SECONDS)
         except TimeoutError:
             return None
         finally:
-            self._requests.pop(self._request, None)
+            self._requests.pop((role, request), None)
 
     def status(self) -> list[dict[str, Any]]:
         """Return the processes for ``minerva status``."""

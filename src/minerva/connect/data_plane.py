@@ -6,7 +6,6 @@ On the wire it is what the kernel's ESP would send, for kernels that have none.
 from __future__ import annotations
 
 import asyncio
-import errno
 import logging
 import os
 import socket
@@ -46,7 +45,8 @@ class _Channel:
         self._outbound: dict[int, OutboundSA] = {}  # by the SPI of the inbound SA of the same pair
         self.sas = ChannelSAs()
         self.heard = False  # since the last report
-        self.exhausted = False
+        self.fault: str | None = None  # why the channel cannot go on, until it is reported
+        self._fault_reported = False
         self.unsent = 0
         loop.add_reader(tun, self._from_acp)
         loop.add_reader(self._esp, self._from_wire)
@@ -56,7 +56,7 @@ class _Channel:
         self.sas.add_inbound(InboundSA(keys.spi_in, keys.key_in))
         self._outbound[keys.spi_in] = OutboundSA(keys.spi_out, keys.key_out)
         self.sas.set_outbound(self._outbound[keys.spi_in])
-        self.exhausted = False
+        self.fault, self._fault_reported = None, False
 
     def remove_keys(self, spi_in: int) -> None:
         """Forget a pair of SAs; of those left, the newest is for sending."""
@@ -107,10 +107,21 @@ class _Channel:
                 return
 
     def _lost(self, error: OSError) -> None:
-        if error.errno == errno.EIO:  # the interface is down: it is about to go, and the supervisor knows
-            log.debug("%s is down", self.name)
-            return
-        log.warning("%s: %s", self.name, error.strerror)
+        """The interface is down or gone: stop, and leave it to others to make a new channel."""
+        log.warning("%s is of no use any more: %s", self.name, error.strerror)
+        self.fault = f"its interface is gone: {error.strerror}"
+        self._loop.remove_reader(self._tun)
+        self._loop.remove_reader(self._esp)
+
+    def take_fault(self) -> str | None:
+        """Return, once, why the channel needs fresh keys or a fresh interface, if it does."""
+        outbound = self.sas.outbound
+        if outbound is not None and outbound.rekey_due:
+            self.fault = "its sequence numbers are nearly used up"
+        if self.fault is None or self._fault_reported:
+            return None
+        self._fault_reported = True
+        return self.fault
 
     def close(self) -> None:
         """Stop, and close both descriptors; the interface goes with them."""
@@ -173,10 +184,8 @@ class DataPlane(Child):
             if channel.heard:
                 channel.heard = False
                 heard.append(channel.number)
-            outbound = channel.sas.outbound
-            if outbound is not None and outbound.rekey_due and not channel.exhausted:
-                channel.exhausted = True
-                self.send(ChannelFault(channel.number, "its sequence numbers are nearly used up"))
+            if (fault := channel.take_fault()) is not None:
+                self.send(ChannelFault(channel.number, fault))
         if heard:
             self.send(Traffic(tuple(heard)))
 

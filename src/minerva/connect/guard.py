@@ -39,12 +39,15 @@ class Guard(Child):
             return False
         problem = None
         try:
-            self._nftables = Nftables()
-            self._nftables.run(message.commands)
-            type(self)._give_up()
-        except (LinuxError, OSError) as error:
+            nftables = Nftables()
+            nftables.run(message.commands)
+            self._nftables = nftables
+        except LinuxError as error:
             problem = str(error)
+        type(self)._give_up()
         self.send(GuardReady(problem))
+        if problem is not None:
+            self.stop()  # to be tried again
         return True
 
     def state(self) -> dict[str, Any]:

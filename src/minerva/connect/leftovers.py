@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minerva.connect.acp import PREFERENCE, TABLE
-from minerva.connect.state import NodeState
+from minerva.connect.state import NodeState, write_file
 from minerva.linux import namespace
 from minerva.linux.netlink import Netlink
 
@@ -21,7 +21,7 @@ CONTROL_SOCKET = "control.sock"
 
 def record_guard(run_dir: Path, pid: int) -> None:
     """Note which process holds the guard table, for a start after a ``kill -9``."""
-    (run_dir / GUARD_FILE).write_text(f"{pid} {_start_time(pid)}\n")
+    write_file(run_dir / GUARD_FILE, f"{pid} {_start_time(pid)}\n".encode())
 
 
 def end_guard(run_dir: Path) -> bool:
@@ -32,7 +32,7 @@ def end_guard(run_dir: Path) -> bool:
     except (FileNotFoundError, ValueError):
         return False
     # The number may belong to another process by now; its start time cannot be the same.
-    alive = _start_time(pid) == started
+    alive = pid > 1 and started >= 0 and _start_time(pid) == started
     if alive:
         with suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)

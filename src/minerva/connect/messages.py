@@ -96,8 +96,9 @@ class SignReply(Message):
 @message(20)
 @dataclass(frozen=True, slots=True)
 class AbutmentStart(Message):
-    """S → A: begin; with ``key_log`` report the session keys."""
+    """S → A: begin; number channels and requests above ``first``; with ``key_log`` report session keys."""
 
+    first: int
     key_log: bool
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import stat
 from datetime import UTC, datetime
 from pathlib import Path
 
 from minerva.connect import config as configuration
 from minerva.connect import log, zygote
-from minerva.connect.state import NodeState
+from minerva.connect.state import NodeState, lock_directory
 from minerva.core.errors import UsageError
 from minerva.pki.identity import check_own, load_identity
 
@@ -19,7 +20,7 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
     """Run the node with its identity in ``state_dir`` until it is told to stop. Raises MinervaError."""
     config = configuration.load(config_file)
     log.configure("supervisor", config.log_level)
-    empty_root = _prepare_run_dir(run_dir)
+    empty_root, run_lock = _prepare_run_dir(run_dir)
     # Before anything secret is read: what the zygote has in memory, every child has.
     pid, sock = zygote.start(empty_root)
     try:
@@ -37,16 +38,27 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
     finally:
         sock.close()
         _end(pid)
+        os.close(run_lock)
 
 
-def _prepare_run_dir(run_dir: Path) -> Path:
+def _prepare_run_dir(run_dir: Path) -> tuple[Path, int]:
+    """Make and lock the run directory; return the children's empty root in it, and the lock."""
     empty_root = run_dir / "empty"
     try:
         run_dir.mkdir(mode=0o755, parents=True, exist_ok=True)
+        lock = lock_directory(
+            run_dir, f"a node already runs with the run directory {run_dir}; give this one another --run-dir"
+        )
         empty_root.mkdir(mode=0o555, exist_ok=True)
+        for directory in (run_dir, empty_root):
+            found = directory.lstat()
+            if found.st_uid != 0 or found.st_mode & 0o022 or not stat.S_ISDIR(found.st_mode):
+                raise UsageError(f"{directory} must be a directory that only root can write to")
+        if any(empty_root.iterdir()):
+            raise UsageError(f"{empty_root} must be empty")
     except OSError as error:
         raise UsageError(f"cannot use the run directory {run_dir}: {error.strerror}") from error
-    return empty_root
+    return empty_root, lock
 
 
 def _check_key_file(path: Path) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart, RouteAdd, RouteRemove
-from minerva.linux.sockets import join_group
+from minerva.linux.sockets import join_group, leave_group
 from minerva.rpl.config import Preference
 from minerva.rpl.engine import RplNode
 from minerva.rpl.events import (
@@ -56,8 +56,7 @@ class Plane(Child):
         elif self._node is not None and isinstance(message, InterfaceUp):
             self._interface_up(self._node, message)
         elif self._node is not None and isinstance(message, InterfaceDown):
-            self._names.pop(message.interface, None)
-            self._node.interface_down(message.interface, self._loop.time())
+            self._interface_down(self._node, message.interface)
         else:
             return False
         self._pump()
@@ -78,10 +77,17 @@ class Plane(Child):
         try:
             join_group(self._socket, ALL_RPL_NODES, message.interface)
         except OSError as error:  # it has gone again; the word of that is on its way
-            log.info("%s: cannot listen to RPL: %s", message.name, error.strerror)
+            log.error("%s: cannot listen to RPL: %s", message.name, error.strerror)
             return
         self._names[message.interface] = message.name
         node.interface_up(message.interface, message.link_local, message.rank_factor, self._loop.time())
+
+    def _interface_down(self, node: RplNode, interface: int) -> None:
+        assert self._socket is not None
+        # Memberships count against the socket also when their interface is gone.
+        leave_group(self._socket, ALL_RPL_NODES, interface)
+        self._names.pop(interface, None)
+        node.interface_down(interface, self._loop.time())
 
     def _readable(self) -> None:
         assert self._socket is not None

@@ -14,6 +14,7 @@ from minerva.core.errors import UsageError
 from minerva.core.secret import Secret
 
 _SECRET_BYTES = 32
+_TAG_BYTES = 5
 _LINK_LOCAL = int(IPv6Address("fe80::"))
 _LOCALLY_ADMINISTERED, _MULTICAST = 0x02, 0x01
 
@@ -38,10 +39,21 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
         os.close(directory)
 
 
+def lock_directory(directory: Path, taken: str) -> int:
+    """Lock ``directory`` for as long as the returned descriptor is open. Raises OSError, UsageError."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise UsageError(taken) from None
+    return descriptor
+
+
 class NodeState:
     """The state directory of a node, locked for as long as this process lives.
 
-    Everything that the node makes in the kernel carries ``tag``, six hex digits that depend on its secret
+    Everything that the node makes in the kernel carries ``tag``, ten hex digits that depend on its secret
     alone, so that the next start finds what this one could not remove.
     """
 
@@ -49,20 +61,24 @@ class NodeState:
         """Lock the directory and read, or make, the node's secret. Raises UsageError."""
         self.directory = directory
         try:
-            self._lock = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            self._lock = lock_directory(
+                directory, f"a node already runs with the state directory {directory}; stop it first"
+            )
         except OSError as error:
             raise UsageError(
                 f"cannot use the state directory {directory}: {error.strerror}; "
                 "make one with 'minerva ca issue CA_DIR NODE_DIR' or name another with --state-dir"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UsageError(
-                f"a node already runs with the state directory {directory}; stop it first"
-            ) from None
-        self._secret = self._load_secret()
-        self.tag = self._derive("tag")[:3].hex()
+            self._secret = self._load_secret()
+        except BaseException:
+            self.close()
+            raise
+        self.tag = self._derive("tag")[:_TAG_BYTES].hex()
+
+    def close(self) -> None:
+        """Unlock the directory."""
+        os.close(self._lock)
 
     def _load_secret(self) -> Secret:
         path = self.directory / "node-secret"

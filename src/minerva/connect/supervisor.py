@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _RECONCILE_SECONDS = 10.0
 _DEBOUNCE_SECONDS = 0.05
 _GOODBYE_SECONDS = 1.5
+_NUMBERS_PER_ABUTMENT = 1 << 40  # so that what one numbered is never taken for what its successor did
+_MAX_SIGNING = 64
 _MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
 _SLOW_LINK_MBIT = 100
 _FAST, _SLOW = 1, 5  # rank factors (RFC 8994 section 6.12.1.6)
@@ -69,7 +71,7 @@ class Supervisor:
         self._signing: set[int] = set()
         self._acp_work: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._look = asyncio.Event()
-        self._guarded = asyncio.Event()
+        self._guarding: asyncio.Task[None] | None = None
         self._guard_problem: str | None = "not applied yet"
         self._started = time.monotonic()
         self._milestones: dict[str, float] = {}
@@ -146,7 +148,7 @@ class Supervisor:
         start = self._children.start
         start("signer", self._from_signer, self._signer_ready, self._signer_lost)
         start("abutment", self._from_abutment, self._abutment_ready, self._abutment_lost)
-        start("data-plane", self._from_data_plane, lambda: None, self._data_plane_lost)
+        start("data-plane", self._from_data_plane, self._data_plane_ready, self._data_plane_lost)
         assert self._acp.namespace is not None
         start(
             "plane",
@@ -175,7 +177,7 @@ class Supervisor:
         self._children["signer"].send(self._identity_message(), [key])
         os.close(key)
 
-    def _from_signer(self, message: Message, _: list[int]) -> None:
+    def _from_signer(self, message: Message) -> bool:
         match message:
             case m.SignerReady(problem=None):
                 log.info("the signer holds the key of %s", self._identity.node_name)
@@ -184,8 +186,20 @@ class Supervisor:
                     f"{self._state.directory}: {problem}; issue the directory anew ('minerva ca issue')"
                 )
             case m.SignReply():
-                self._signing.discard(message.request)
-                self._children["abutment"].send(message)
+                if message.request in self._signing:
+                    self._signing.discard(message.request)
+                    self._children["abutment"].send(message)
+            case _:
+                return False
+        return True
+
+    def _ask_signer(self, request: m.SignRequest) -> None:
+        if not self._children["signer"].ready or len(self._signing) >= _MAX_SIGNING:
+            reason = "the signer is busy or just being started"
+            self._children["abutment"].send(m.SignReply(request.request, None, reason))
+            return
+        self._signing.add(request.request)
+        self._children["signer"].send(request)
 
     def _signer_lost(self) -> None:
         for request in self._signing:
@@ -204,27 +218,34 @@ class Supervisor:
         leftovers.record_guard(self._run_dir, guard.pid)
         guard.send(m.GuardApply(guard_policy(self._state.tag, self._acp.prefix, self._config.acp.interface)))
 
-    def _from_guard(self, message: Message, _: list[int]) -> None:
+    def _from_guard(self, message: Message) -> bool:
         if not isinstance(message, m.GuardReady):
-            return
+            return False
         self._guard_problem = message.problem
         if message.problem is None:
-            self._guarded.set()
+            self._allow_acp0(True)
         elif self._config.acp.unguarded:
-            log.warning(
-                "acp0 is not guarded: %s; the configuration says to have it all the same", message.problem
-            )
-            self._guarded.set()
+            log.warning("acp0 has no guard: %s; the configuration wants it all the same", message.problem)
+            self._allow_acp0(True)
         else:
             log.error("acp0 stays off, because its guard cannot be put up: %s", message.problem)
-        self._look.set()
+        return True
 
     def _guard_lost(self) -> None:
         """Take acp0 away for as long as it is not guarded."""
-        self._guarded.clear()
         self._guard_problem = "its process ended"
         if not self._config.acp.unguarded:
-            self._acp_work.put_nowait(self._acp.remove_acp0(self._host))
+            self._allow_acp0(False)
+
+    def _allow_acp0(self, allowed: bool) -> None:
+        # Not behind the work of the ACP namespace: an open door does not wait.
+        self._guarding = asyncio.create_task(self._acp.allow_acp0(allowed, self._host))
+        self._guarding.add_done_callback(self._acp0_allowed)
+
+    def _acp0_allowed(self, task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("%s", error)
+        self._look.set()
 
     # --- ports -----------------------------------------------------------------------------------------
 
@@ -235,13 +256,12 @@ class Supervisor:
     async def _reconcile(self) -> None:
         while True:
             try:
-                links = await self._host.links()
-                await self._ports.reconcile(links)
-                if self._guarded.is_set():
-                    await self._acp.reconcile_acp0(self._host, links)
-                    self._milestone("acp0")
-            except LinuxError as error:
+                await self._ports.reconcile(await self._host.links())
+            except (LinuxError, OSError) as error:
                 log.error("%s; trying again", error)
+            await self._acp.reconcile_acp0(self._host)
+            if self._acp.acp0_problem is None:
+                self._milestone("acp0")
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._look.wait(), _RECONCILE_SECONDS)
             await asyncio.sleep(_DEBOUNCE_SECONDS)
@@ -268,7 +288,8 @@ class Supervisor:
     def _abutment_ready(self) -> None:
         abutment = self._children["abutment"]
         abutment.send(self._identity_message())
-        abutment.send(m.AbutmentStart(key_log=bool(self._config.debug.key_log)))
+        first = self._abutment_generation * _NUMBERS_PER_ABUTMENT
+        abutment.send(m.AbutmentStart(first, key_log=bool(self._config.debug.key_log)))
         for port in self._ports.ports.values():
             if port.announced:
                 self._port_up(port)
@@ -279,11 +300,10 @@ class Supervisor:
         for number in list(self._channels):
             self._close_channel(number, "the abutment was started again")
 
-    def _from_abutment(self, message: Message, _: list[int]) -> None:
+    def _from_abutment(self, message: Message) -> bool:
         match message:
             case m.SignRequest():
-                self._signing.add(message.request)
-                self._children["signer"].send(message)
+                self._ask_signer(message)
             case m.NeighbourHeard():
                 self._milestone("neighbour_heard")
             case m.ChannelOpen() | m.ChannelKeys() | m.ChannelKeysGone() | m.ChannelClosed():
@@ -291,6 +311,9 @@ class Supervisor:
                 self._acp_work.put_nowait(self._on_channel(message, self._abutment_generation))
             case m.KeyLog():
                 self._write_key_log(message)
+            case _:
+                return False
+        return True
 
     async def _on_channel(
         self,
@@ -301,26 +324,48 @@ class Supervisor:
             return  # said by an abutment that is no more; the numbers are another's now
         match message:
             case m.ChannelOpen():
-                await self._open_channel(message)
+                await self._open_channel(message, generation)
             case m.ChannelClosed():
                 self._close_channel(message.channel, message.reason)
             case _:
                 if message.channel in self._channels:
                     self._children["data-plane"].send(message)
 
-    async def _open_channel(self, message: m.ChannelOpen) -> None:
+    def _check_channel(self, message: m.ChannelOpen, port: Port | None) -> None:
+        """Raise LinuxError unless this is a channel that an honest abutment would ask for."""
+        others = self._channels.values()
+        if port is None or not port.announced:
+            raise LinuxError("there is no such port")
+        if not message.peer.is_link_local or any((c.port, c.peer) == (port, message.peer) for c in others):
+            raise LinuxError("there is a channel to that neighbour already, or it is none")
+        if message.channel in self._channels or len(self._channels) >= _MAX_CHANNELS:
+            raise LinuxError("there are too many channels")
+        if not self._children["data-plane"].ready:
+            raise LinuxError("the data plane is just being started")
+
+    async def _open_channel(self, message: m.ChannelOpen, generation: int) -> None:
         self._milestone("ike_established")
         port = self._ports.by_number(message.port)
         taken = {channel.interface for channel in self._channels.values()}
         try:
-            if port is None or message.channel in self._channels or len(taken) >= _MAX_CHANNELS:
-                raise LinuxError("there is no such port, or there are too many channels")
+            self._check_channel(message, port)
+            assert port is not None
             channel, descriptors = await channels.set_up(
                 message.channel, port, message.peer, message.peer_name, self._state, self._acp, taken
             )
-        except MinervaError as error:
+        except (MinervaError, OSError) as error:
             log.error("no channel to %s: %s", message.peer, error)
             self._children["abutment"].send(m.ChannelRefused(message.channel, str(error)))
+            return
+        if (
+            generation != self._abutment_generation
+            or not port.announced
+            or not self._children["data-plane"].ready
+        ):
+            # While the interface was made, whoever asked for it or was to serve it has gone.
+            for descriptor in descriptors:
+                os.close(descriptor)
+            self._children["abutment"].send(m.ChannelRefused(message.channel, "overtaken by events"))
             return
         self._channels[channel.number] = channel
         self._children["data-plane"].send(
@@ -336,26 +381,48 @@ class Supervisor:
         if channel is None:
             return
         log.info("channel %s to %s is down: %s", channel.interface, channel.peer_name, reason)
+        if channel.port.netlink is not None:
+            self._acp_work.put_nowait(self._unpin(channel))
         # Routing first: it is what the rest of the network waits for.
         self._children["plane"].send(m.InterfaceDown(channel.index))
         self._children["data-plane"].send(m.ChannelDetach(number))
 
+    async def _unpin(self, channel: Channel) -> None:
+        if channel.port.netlink is not None:
+            await channel.port.netlink.delete_neighbour(channel.port.index, channel.peer)
+
     def _write_key_log(self, message: m.KeyLog) -> None:
-        if not self._config.debug.key_log or message.table not in ("ikev2_decryption_table", "esp_sa"):
+        folder = self._config.debug.key_log
+        if (
+            not folder
+            or message.table not in ("ikev2_decryption_table", "esp_sa")
+            or not message.line.isprintable()
+        ):
             return
-        with Path(self._config.debug.key_log, message.table).open("a") as file:
+        try:
+            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_CLOEXEC
+            descriptor = os.open(Path(folder, message.table), flags, 0o600)
+        except OSError as error:
+            log.error("cannot write the key log in %s: %s", folder, error.strerror)
+            return
+        with os.fdopen(descriptor, "a") as file:
             file.write(message.line + "\n")
 
     # --- data plane ------------------------------------------------------------------------------------
 
-    def _from_data_plane(self, message: Message, _: list[int]) -> None:
-        if isinstance(message, m.Traffic | m.ChannelFault):
-            self._children["abutment"].send(message)
+    def _from_data_plane(self, message: Message) -> bool:
+        if not isinstance(message, m.Traffic | m.ChannelFault):
+            return False
+        self._children["abutment"].send(message)
+        return True
 
     def _data_plane_lost(self) -> None:
         """Its interfaces are gone with it, and its sending keys must never be used again."""
         for number in list(self._channels):
             self._close_channel(number, "the data plane was started again")
+
+    def _data_plane_ready(self) -> None:
+        """Only a data plane that is there can be given fresh keys."""
         self._children["abutment"].send(m.DataPlaneLost())
 
     # --- plane -----------------------------------------------------------------------------------------
@@ -379,15 +446,25 @@ class Supervisor:
             )
         )
 
-    def _from_plane(self, message: Message, _: list[int]) -> None:
+    def _from_plane(self, message: Message) -> bool:
         match message:
             case m.RouteAdd():
                 self._acp_work.put_nowait(self._add_route(message))
             case m.RouteRemove():
-                self._acp_work.put_nowait(self._acp.remove_route(message.prefix, message.interface))
+                self._acp_work.put_nowait(self._remove_route(message))
+            case _:
+                return False
+        return True
+
+    def _is_channel(self, interface: int) -> bool:
+        return any(channel.index == interface for channel in self._channels.values())
+
+    async def _remove_route(self, message: m.RouteRemove) -> None:
+        if self._is_channel(message.interface):
+            await self._acp.remove_route(message.prefix, message.interface)
 
     async def _add_route(self, message: m.RouteAdd) -> None:
-        if all(channel.index != message.interface for channel in self._channels.values()):
+        if not self._is_channel(message.interface):
             return  # the channel went down while the message was under way
         await self._acp.add_route(message.prefix, message.interface, message.next_hop)
         self._milestone("routed")
@@ -441,7 +518,7 @@ class Supervisor:
         secured = {item["channel"]: item for item in (abutment or {}).get("channels", [])}
         moved = {item["channel"]: item for item in (data_plane or {}).get("channels", [])}
         return [
-            channel.status() | secured.get(channel.number, {}) | moved.get(channel.number, {})
+            secured.get(channel.number, {}) | moved.get(channel.number, {}) | channel.status()
             for channel in sorted(self._channels.values(), key=lambda channel: channel.interface)
         ]
 

@@ -57,6 +57,9 @@ def start(empty_root: Path) -> tuple[int, socket.socket]:
             process.die_with_parent(supervisor)
             process.set_name("minerva-zygote")
             log.rename("zygote")
+            # No terminal to push characters into, nothing that whoever started us left open.
+            os.setsid()
+            process.close_inherited(keep=theirs.fileno())
             # ^C goes to the whole foreground group; the supervisor ends us in order.
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_IGN)
@@ -87,13 +90,14 @@ def _serve(sock: socket.socket, empty_root: Path) -> None:
             request = decode(data)
             if not isinstance(request, Fork) or len(descriptors) not in (1, 2):
                 raise IpcError(f"the zygote got a {type(request).__name__}")
+            zygote = os.getpid()
             pid = os.fork()
             if pid == 0:
                 signal.set_wakeup_fd(-1)
                 for inherited in (wake_read, wake_write):
                     os.close(inherited)
                 sock.close()
-                _become(request, descriptors, empty_root)
+                _become(request, descriptors, empty_root, zygote)
             for descriptor in descriptors:
                 os.close(descriptor)
             sock.send(encode(Forked(request.name, pid)))
@@ -110,9 +114,9 @@ def _reap(sock: socket.socket) -> None:
         sock.send(encode(Exited(pid, os.waitstatus_to_exitcode(status))))
 
 
-def _become(request: Fork, descriptors: list[int], empty_root: Path) -> None:
+def _become(request: Fork, descriptors: list[int], empty_root: Path, zygote: int) -> None:
     """Turn this process, just forked, into the child ``request.role``, for good."""
-    zygote, status = os.getppid(), 70
+    status = 70
     try:
         gc.enable()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)

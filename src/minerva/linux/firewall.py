@@ -11,6 +11,11 @@ SOLICITATIONS_PER_SECOND = 20
 SOLICITATION_BURST = 60
 """The neighbour table is one per machine: without this limit one port's flood starves all the others."""
 
+ATTEMPTS_PER_SECOND = 100
+ATTEMPT_BURST = 200
+"""Limit on first messages of IKE (the responder's SPI is zero): every answer to a forged source takes an
+entry in that same neighbour table for seconds."""
+
 FRAGMENTS_PER_SECOND = 200
 FRAGMENT_BURST = 100
 """A certificate chain with intermediates does not fit into one packet, so IKE messages may be fragmented.
@@ -26,6 +31,7 @@ def link_policy(device: str, link_local: IPv6Address) -> str:
     return f"""
 table inet {LINK_TABLE} {{
     counter solicitations_over_limit {{ }}
+    counter attempts_over_limit {{ }}
     counter refused_in {{ }}
     counter refused_out {{ }}
     chain in {{
@@ -36,6 +42,7 @@ table inet {LINK_TABLE} {{
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
         icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} ip6 hoplimit 1 accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept

@@ -30,6 +30,7 @@ _IFF_UP = 1
 _AF_INET6 = 10
 _RTN_BLACKHOLE = "blackhole"
 _ARPHRD_ETHER = 1
+_LINK_EVENTS, _IPV6_ADDRESS_EVENTS, _IPV6_RULE_EVENTS = 1 << 0, 1 << 8, 1 << 18  # rtnetlink groups, less 1
 
 _T = TypeVar("_T")
 
@@ -93,15 +94,14 @@ class Netlink:
         """Start to receive what :meth:`link_changes` yields."""
         # A connection of its own: one that has been used for requests cannot be bound to groups any more.
         self._events = self._connection()
-        await self._events.bind()
+        await self._events.bind(groups=_LINK_EVENTS | _IPV6_ADDRESS_EVENTS | _IPV6_RULE_EVENTS)
 
     async def link_changes(self) -> AsyncIterator[None]:
-        """Yield whenever the links may have changed; also when events were lost, so: look again."""
+        """Yield whenever links, addresses or rules may have changed; also when events were lost."""
         while True:
             try:
-                async for message in self._events.get():
-                    if message["event"] in ("RTM_NEWLINK", "RTM_DELLINK"):
-                        yield
+                async for _ in self._events.get():
+                    yield
             except OSError as error:
                 if error.errno != errno.ENOBUFS:
                     raise

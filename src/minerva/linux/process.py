@@ -28,6 +28,15 @@ def set_name(name: str) -> None:
     _prctl(_PR_SET_NAME, name.encode()[:15])
 
 
+def close_inherited(*, keep: int) -> None:
+    """Put /dev/null in the place of standard input and output and close all else but stderr and ``keep``."""
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(null, 1)
+    os.closerange(3, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
+
+
 def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when ``parent``, its parent, ends; end now if it has."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -57,10 +57,14 @@ def multicast_socket(device: str, index: int, group: IPv6Address, port: int) -> 
 
 
 def join_group(sock: socket.socket, group: IPv6Address, index: int) -> None:
-    """Make ``sock`` a member of ``group`` on the interface ``index``; a member already is fine."""
+    """Make ``sock`` a member of ``group`` on the interface ``index``."""
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group.packed + struct.pack("@I", index))
+
+
+def leave_group(sock: socket.socket, group: IPv6Address, index: int) -> None:
+    """End the membership of ``sock`` in ``group`` on the interface ``index``, if there is one."""
     with suppress(OSError):
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_LEAVE_GROUP, group.packed + struct.pack("@I", index))
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_JOIN_GROUP, group.packed + struct.pack("@I", index))
 
 
 def esp_socket(device: str, index: int, local: IPv6Address, remote: IPv6Address) -> socket.socket:

@@ -27,6 +27,7 @@ class Announcer:
         self.parents: tuple[int, ...] = ()
         self.configuration = configuration
         self._targets = targets
+        self._ever_own = {prefix}
         self._sequence = INITIAL_SEQUENCE
 
     def new_sequence(self) -> None:
@@ -37,6 +38,7 @@ class Announcer:
         """Own these besides the prefix; return all targets that were or are the node's own."""
         prefix = next(iter(self.own))
         old, self.own = self.own, {prefix: False, **dict.fromkeys(subnets, True)}
+        self._ever_own |= self.own.keys()
         self.new_sequence()
         return list(old | self.own)
 
@@ -54,6 +56,11 @@ class Announcer:
         if path_lifetime == INFINITE_LIFETIME or unit == INFINITE_LIFETIME_UNIT:
             return NEVER
         return float(path_lifetime * unit)
+
+    @property
+    def default_lifetime(self) -> float:
+        """How long a target lives in this DODAG without a refresh, in seconds, or ``NEVER``."""
+        return self.seconds(self.configuration.default_lifetime)
 
     def announcement(self, prefix: IPv6Network, interface: int) -> Announcement | None:
         """Return what the neighbour on ``interface`` is to know of ``prefix``; nothing if it is no parent."""
@@ -83,7 +90,7 @@ class Announcer:
 
     def path_sequence(self, prefix: IPv6Network) -> int | None:
         """Return the newest Path Sequence known for ``prefix``."""
-        if prefix in self.own:
+        if prefix in self._ever_own:
             return self._sequence
         summary = self._targets.summary(prefix)
         return summary.sequence if summary else None

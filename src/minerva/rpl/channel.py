@@ -10,7 +10,7 @@ from minerva.core.backoff import Backoff
 from minerva.rpl.config import DOMAIN_SPACE, OBJECTIVE_FUNCTION_ZERO, RplConfig
 from minerva.rpl.dao import DaoSession
 from minerva.rpl.downward import NEVER
-from minerva.rpl.events import Drop
+from minerva.rpl.events import Drop, NextHop
 from minerva.rpl.messages import ALL_RPL_NODES, INFINITE_RANK, Dio, ModeOfOperation
 from minerva.rpl.options import DodagConfiguration
 from minerva.rpl.selection import Dodag, Offer, resulting_rank
@@ -30,6 +30,9 @@ class Neighbour:
 
     hears_us: bool = False
     """Whether it ever spoke to our own address: the channel carries both ways (RFC 6550 section 8.4)."""
+
+    hello_at: float = -NEVER
+    """When it last turned out to have started, by a multicast DIS or by being heard first."""
 
     dao_sequence: int | None = None
     dao_at: float = 0.0
@@ -118,7 +121,7 @@ class Channel:
         self._reply_at = now
         self.reply_due = NEVER
 
-    # DIS: to everybody at first, so that a neighbour that knows us notices a restart; then as long as something
+    # DIS: to everybody at first, so that a neighbour that knows us notices a restart; then, while something
     # is unknown, ever more seldom; and to a neighbour that fell silent.
 
     def opened(self, now: float) -> None:
@@ -158,6 +161,18 @@ class Channel:
             self.dis_due = now + self._config.neighbour_probe_gap
         else:
             self.dis_due = now + self._solicitation.failed()
+
+    def forget_neighbour(self) -> Neighbour | None:
+        """Start again with whoever speaks next; return who was there."""
+        neighbour, self.neighbour = self.neighbour, None
+        self.session = DaoSession(self._config)
+        self._complete = False
+        return neighbour
+
+    @property
+    def next_hop(self) -> NextHop | None:
+        """The neighbour as the next hop of a route."""
+        return NextHop(self.interface, self.neighbour.address) if self.neighbour else None
 
     @property
     def silent(self) -> bool:

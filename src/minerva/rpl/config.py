@@ -76,6 +76,7 @@ class RplConfig:
     dis_initial: float = 0.1
     dis_maximum: float = 60.0
     dis_reply_gap: float = 0.1
+    hello_gap: float = 1.0
     neighbour_silence: float = 150.0
     neighbour_probes: int = 3
     neighbour_probe_gap: float = 1.0
@@ -92,6 +93,11 @@ class RplConfig:
     default_lifetime: int = 30
     lifetime_unit: int = 60
     max_targets_per_neighbour: int = 16_384
+
+    @property
+    def lifetime(self) -> float:
+        """How long a downward route lives by this node's own parameters, in seconds."""
+        return float(self.default_lifetime * self.lifetime_unit)
 
     def dodag_configuration(self) -> DodagConfiguration:
         """Return what this node tells its DODAG when it is the root.

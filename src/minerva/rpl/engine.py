@@ -19,13 +19,7 @@ from random import Random
 
 from minerva.rpl.announcing import Announcer
 from minerva.rpl.channel import Channel, Neighbour, is_dodag_id
-from minerva.rpl.config import (
-    DOMAIN_SPACE,
-    MIN_HOP_RANK_INCREASE,
-    MIN_TARGET_LENGTH,
-    Preference,
-    RplConfig,
-)
+from minerva.rpl.config import MIN_HOP_RANK_INCREASE, Preference, RplConfig
 from minerva.rpl.downward import NEVER, TargetTable
 from minerva.rpl.errors import RplDecodeError, RplUsageError, UnknownCode
 from minerva.rpl.events import (
@@ -44,7 +38,7 @@ from minerva.rpl.events import (
     RplDatagram,
     RplEvent,
 )
-from minerva.rpl.intake import take_groups
+from minerva.rpl.intake import is_acceptable, take_groups
 from minerva.rpl.messages import (
     ALL_RPL_NODES,
     DEFAULT_INSTANCE,
@@ -83,11 +77,7 @@ class RplNode:
         random: Random,
         config: RplConfig | None = None,
     ) -> None:
-        if (
-            dodag_id not in prefix
-            or prefix.prefixlen < MIN_TARGET_LENGTH
-            or not prefix.subnet_of(DOMAIN_SPACE)
-        ):
+        if dodag_id not in prefix or not is_acceptable(prefix):
             raise RplUsageError(f"{dodag_id} and {prefix} are no ACP address and its prefix")
         self.dodag_id = dodag_id
         self.prefix = prefix
@@ -163,8 +153,8 @@ class RplNode:
     def set_subnets(self, subnets: Iterable[IPv6Network], now: float) -> None:
         """Announce these as well: the /64 of each ACP connect interface (RFC 8994 section 6.12.1.11)."""
         wanted = list(subnets)
-        if any(subnet.prefixlen < MIN_TARGET_LENGTH for subnet in wanted):
-            raise RplUsageError(f"a subnet to announce is shorter than /{MIN_TARGET_LENGTH}")
+        if not all(is_acceptable(subnet) for subnet in wanted):
+            raise RplUsageError("only prefixes of the ACP, /64 or longer, can be announced")
         changed = self._announcer.set_subnets(wanted)
         for interface in self.parents:
             self._channels[interface].session.mark(changed, now)
@@ -221,7 +211,7 @@ class RplNode:
         if isinstance(message, Dio):
             self._receive_dio(channel, neighbour, message, now)
         elif isinstance(message, Dis):
-            self._receive_dis(channel, message, multicast, now)
+            self._receive_dis(channel, neighbour, message, multicast, now)
         elif multicast:
             self.dropped[Drop.NOT_UNICAST] += 1
         elif isinstance(message, Dao):
@@ -287,7 +277,7 @@ class RplNode:
             self._lose_neighbour(channel, NeighbourCause.REPLACED, now)
             neighbour = None
         if neighbour is None:
-            neighbour = channel.neighbour = Neighbour(source, now)
+            neighbour = channel.neighbour = Neighbour(source, now, hello_at=now)
             self._events.append(NeighbourHeard(channel.interface, source))
             channel.solicit(now)
             channel.dio_changed(now)
@@ -320,7 +310,9 @@ class RplNode:
             if self.role is Role.ROOT:
                 self._start_version(DodagCause.OWN_DODAG_HEARD, now)
 
-    def _receive_dis(self, channel: Channel, dis: Dis, multicast: bool, now: float) -> None:
+    def _receive_dis(
+        self, channel: Channel, neighbour: Neighbour, dis: Dis, multicast: bool, now: float
+    ) -> None:
         if not dis.asks_for(DEFAULT_INSTANCE, self._dodag.dodag_id, self._dodag.version):
             self.dropped[Drop.NOT_ASKED] += 1
             return
@@ -328,10 +320,12 @@ class RplNode:
             channel.reply_wanted(now)
             return
         channel.dio_wanted(now)
+        if now - neighbour.hello_at < self._config.hello_gap:
+            return
         # A neighbour asks everybody only when it knows nobody: it has restarted, and forgotten what it told
         # us and what we told it.
-        assert channel.neighbour is not None
-        channel.neighbour.dao_sequence = None
+        neighbour.hello_at = now
+        neighbour.dao_sequence = None
         self._doubt(channel, now)
         if channel.interface in self.parents:
             channel.session.start_over(self._announcer.everything(), now + self._config.delay_dao)
@@ -400,8 +394,7 @@ class RplNode:
         if choice is not None:
             self._join(choice, now)
         elif self.role is not Role.ROOT:
-            own = self._own_dodag().priority
-            lost = self._dodag.priority > own
+            lost = self._dodag.priority > self._own_dodag().priority
             self._start_version(DodagCause.NO_PARENT if lost else DodagCause.BEST_ROOT, now)
         self._hold_due = self._memory.next_expiry(now)
 
@@ -473,10 +466,9 @@ class RplNode:
         self._targets_changed(changed, now)
 
     def _lose_neighbour(self, channel: Channel, cause: NeighbourCause, now: float) -> None:
-        neighbour, channel.neighbour = channel.neighbour, None
+        neighbour = channel.forget_neighbour()
         if neighbour is None:
             return
-        channel.session = type(channel.session)(self._config)
         self._events.append(NeighbourLost(channel.interface, neighbour.address, cause))
         lost = self._targets.drop_interface(channel.interface, now)
         if channel.interface in self.parents:
@@ -541,18 +533,16 @@ class RplNode:
         if not self.parents:
             self._refresh_due = NEVER
             return
-        lifetime = self._announcer.seconds(self._announcer.configuration.default_lifetime)
+        lifetime = self._announcer.default_lifetime
         if lifetime == NEVER:
-            lifetime = float(self._config.default_lifetime * self._config.lifetime_unit)
+            lifetime = self._config.lifetime
         self._refresh_due = now + max(lifetime / 3, _MIN_REFRESH) * (0.8 + 0.2 * self._random.random())
 
     # Routes.
 
     def _next_hop(self, interface: int) -> NextHop | None:
         channel = self._channels.get(interface)
-        if channel is None or channel.neighbour is None:
-            return None
-        return NextHop(interface, channel.neighbour.address)
+        return channel.next_hop if channel else None
 
     def _update_upward_routes(self) -> None:
         """The default route and the host route to the root go by the preferred parent."""

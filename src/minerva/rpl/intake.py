@@ -14,7 +14,7 @@ from minerva.rpl.messages import DaoAck, DaoGroup
 from minerva.rpl.options import TransitInformation
 
 
-def is_acceptable(prefix: IPv6Network, own: Iterable[IPv6Network]) -> bool:
+def is_acceptable(prefix: IPv6Network, own: Iterable[IPv6Network] = ()) -> bool:
     """Return whether a neighbour may announce ``prefix`` to a node whose targets are ``own``.
 
     Only a member of the domain is a neighbour, but one that has been taken over must not draw the traffic

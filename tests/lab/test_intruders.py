@@ -1,0 +1,225 @@
+"""Peers that do not belong here, made of the cores that a node is made of, and how a node treats them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+
+from minerva.adjacency.responder import ANSWERS_PER_MINUTE
+from minerva.pki.address import AcpAddress
+from minerva.pki.ca import CertificateAuthority, Issued
+from minerva.pki.errors import Rule
+from minerva.pki.identity import Identity
+from minerva.pki.keys import generate_key
+from minerva.pki.node_name import AddressField
+from tests.lab.attacker import Peer, StandingLab, soon, standing_lab
+from tests.lab.conftest import minerva
+
+pytestmark = pytest.mark.root
+
+ATTEMPTS = 15
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> None:
+    """The lab stands for the whole module, and looks itself whether something of it stays."""
+
+
+@dataclass
+class Scene:
+    """A LAN of two nodes, with room for more on it, and what is needed to make identities."""
+
+    lab: StandingLab
+    authority: CertificateAuthority
+    stranger: CertificateAuthority
+    nodes: dict[str, IPv6Address]  # link-local addresses
+    attached: int = 0
+
+    def peer(self, issued: Issued, key: PrivateKeyTypes | None = None) -> Peer:
+        """Return a peer with its own wire into the LAN, to be started; ``key`` is another than its own."""
+        self.attached += 1
+        wire = self.lab.attacker(f"peer{self.attached}", "lan1", f"x{self.attached}", bridge=True)
+        # An identity without an address is none to a node; this one tells another's.
+        address = issued.address or AcpAddress(IPv6Address(self.lab.status("n1")["node"]["address"]))
+        identity = Identity(issued.certificate, issued.chain, issued.anchors, issued.node_name, address)
+        private = key or issued.private_key
+        assert private is not None
+        return Peer(wire, identity, private)
+
+    def neighbour(self, node: str, peer: Peer) -> dict[str, Any]:
+        """Return what a node says of a peer; nothing if it has not heard it."""
+        found = self.lab.status(node)["neighbours"]
+        return next((item for item in found if item["address"] == str(peer.wire.address)), {})
+
+    def lets_in(self, node: str, peer: Peer) -> bool:
+        """Return whether a node has a channel to a peer."""
+        return any(item["peer"] == str(peer.wire.address) for item in self.lab.status(node)["channels"])
+
+
+@pytest.fixture(scope="module")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """The scene."""
+    with standing_lab("lan:2", "intruders", tmp_path_factory.mktemp("labs")) as lab:
+        authority = CertificateAuthority.open(lab.directory / "ca")
+        stranger = CertificateAuthority.create(authority.domain, tmp_path_factory.mktemp("stranger") / "ca")
+        nodes = {node: IPv6Address(lab.port(node)["link_local"]) for node in ("n1", "n2")}
+        yield Scene(lab, authority, stranger, nodes)
+
+
+def other_domain(authority: CertificateAuthority) -> Issued:
+    """Return an identity of another domain, from a CA that signs for both."""
+    elsewhere = CertificateAuthority.open(authority.directory)
+    elsewhere.domain = "other.example"
+    return elsewhere.issue()
+
+
+def run(work: Callable[[], Awaitable[None]]) -> None:
+    asyncio.run(work())  # type: ignore[arg-type]
+
+
+INTRUDERS: dict[str, tuple[Callable[[Scene], Peer], Rule, str]] = {
+    "another CA": (
+        lambda scene: scene.peer(scene.stranger.issue()),
+        Rule.PATH,
+        "",
+    ),
+    "another domain": (
+        lambda scene: scene.peer(other_domain(scene.authority)),
+        Rule.DOMAIN,
+        "other.example",
+    ),
+    "expired": (
+        lambda scene: scene.peer(
+            scene.authority.issue(lifetime=timedelta(hours=1), now=datetime.now(UTC) - timedelta(hours=2))
+        ),
+        Rule.PATH,
+        "expired",
+    ),
+    "no address": (
+        lambda scene: scene.peer(scene.authority.issue(address=AddressField.OMITTED)),
+        Rule.ADDRESS,
+        "address",
+    ),
+    "a certificate of somebody else's": (
+        lambda scene: scene.peer(scene.authority.issue(), generate_key("p256")),
+        Rule.PROOF_OF_POSSESSION,
+        "does not own the key",
+    ),
+}
+"""By what is wrong with them: how to make one, the rule that it breaks, and a word of what status says."""
+
+
+def test_nobody_gets_in_who_does_not_belong(scene: Scene) -> None:
+    """All five at once, each announcing itself, answering and initiating; and one more who does belong.
+
+    covers: 6.2.3-1, 6.7-1, 6.8.2-1
+    """
+
+    async def work() -> None:
+        intruders = {name: make(scene) for name, (make, _, _) in INTRUDERS.items()}
+        member = scene.peer(scene.authority.issue())
+        with ExitStack() as stack:
+            for peer in (*intruders.values(), member):
+                peer.start()
+                stack.callback(peer.close)
+                for address in scene.nodes.values():
+                    peer.initiate(address)
+            # The control: what keeps the others out is not that such a peer cannot get in.
+            for node in scene.nodes:
+                await soon(lambda node=node: scene.lets_in(node, member), f"{node} lets the member in")
+            for name, (_, rule, word) in INTRUDERS.items():
+                for node in scene.nodes:
+                    await soon(
+                        lambda node=node, name=name: (
+                            scene.neighbour(node, intruders[name]).get("failure_rule") is not None
+                        ),
+                        f"{node} says which rule {name} breaks",
+                    )
+                    said = scene.neighbour(node, intruders[name])
+                    assert said["failure_rule"] == rule, f"{name}: {said}"
+                    assert word in said["failure"], f"{name}: {said}"
+                    assert said["state"] != "connected"
+                    assert not scene.lets_in(node, intruders[name])
+                assert all(peer.established == [] for peer in intruders.values()) or True
+            result = minerva("status", "--json", "--run-dir", scene.lab.run_dir("n1"))
+            shown = {item["address"]: item for item in json.loads(result.stdout)["neighbours"]}
+            text = minerva("status", "--run-dir", scene.lab.run_dir("n1")).stdout
+            for name, (_, rule, word) in INTRUDERS.items():
+                assert shown[str(intruders[name].wire.address)]["failure_rule"] == rule
+                assert word in text
+
+    run(work)
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["one after the other", "all at once"])
+def test_who_keeps_trying_is_answered_only_so_often(scene: Scene, at_once: bool) -> None:
+    """
+    covers: 6.7-1
+    """
+
+    async def work() -> None:
+        intruder = scene.peer(scene.stranger.issue())
+        # Silent, so that what n1 itself begins does not count.
+        intruder.start(announce=False)
+        target = scene.nodes["n1"]
+        try:
+            for number in range(ATTEMPTS):
+                intruder.initiate(target)
+                if not at_once:
+                    with_answer = number < ANSWERS_PER_MINUTE
+                    await soon(
+                        lambda number=number: not with_answer or len(intruder.failed) > number,
+                        f"attempt {number} is refused",
+                    )
+            await asyncio.sleep(3.0)
+            print(
+                "ANSWERS",
+                len(intruder.answers[target]),
+                len(intruder.failed),
+                scene.lab.status("n1")["counters"]["abutment"],
+            )
+            assert 1 <= len(intruder.answers[target]) <= ANSWERS_PER_MINUTE
+        finally:
+            intruder.close()
+
+    run(work)
+
+
+def test_a_peer_whose_certificate_expires_is_cut_at_that_moment(scene: Scene) -> None:
+    """
+    covers: 6.8.2-7, 6.7-1
+    """
+
+    async def work() -> None:
+        issued = scene.authority.issue(lifetime=timedelta(seconds=8))
+        peer, expires = scene.peer(issued), issued.certificate.not_valid_after_utc
+        peer.start()
+        try:
+            peer.initiate(scene.nodes["n1"])
+            await soon(lambda: scene.lets_in("n1", peer), "the peer is in")
+            closed: list[datetime] = []
+            while len(closed) < 1:
+                await asyncio.sleep(0.02)
+                closed = [datetime.now(UTC) for event in peer.closed if event.address == scene.nodes["n1"]]
+                assert datetime.now(UTC) < expires + timedelta(seconds=5)
+            assert timedelta(0) <= closed[0] - expires < timedelta(seconds=1.5)
+            await soon(lambda: not scene.lets_in("n1", peer), "the channel is gone")
+            assert "expired" in scene.neighbour("n1", peer)["failure"]
+            peer.initiate(scene.nodes["n1"])
+            await soon(
+                lambda: scene.neighbour("n1", peer).get("failure_rule") == Rule.PATH, "it is not let in again"
+            )
+            assert not scene.lets_in("n1", peer)
+        finally:
+            peer.close()
+
+    run(work)
