@@ -149,7 +149,6 @@ def test_nobody_gets_in_who_does_not_belong(scene: Scene) -> None:
                     assert word in said["failure"], f"{name}: {said}"
                     assert said["state"] != "connected"
                     assert not scene.lets_in(node, intruders[name])
-                assert all(peer.established == [] for peer in intruders.values()) or True
             result = minerva("status", "--json", "--run-dir", scene.lab.run_dir("n1"))
             shown = {item["address"]: item for item in json.loads(result.stdout)["neighbours"]}
             text = minerva("status", "--run-dir", scene.lab.run_dir("n1")).stdout
@@ -174,11 +173,9 @@ def test_who_keeps_trying_is_answered_only_so_often(scene: Scene, at_once: bool)
         try:
             for number in range(ATTEMPTS):
                 intruder.initiate(target)
-                if not at_once:
-                    with_answer = number < ANSWERS_PER_MINUTE
+                if not at_once and number < ANSWERS_PER_MINUTE:
                     await soon(
-                        lambda number=number: not with_answer or len(intruder.failed) > number,
-                        f"attempt {number} is refused",
+                        lambda number=number: len(intruder.failed) > number, f"attempt {number} is refused"
                     )
             await asyncio.sleep(3.0)
             print(

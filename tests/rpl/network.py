@@ -48,6 +48,7 @@ class Host:
         self.alive = True
         self._interfaces = itertools.count(1)
         self._timer: Timer | None = None
+        self._started = network.now
 
     def _new_node(self) -> RplNode:
         seed = self.network.simulator.random.random()
@@ -56,7 +57,14 @@ class Host:
         )
 
     def restart(self) -> None:
-        """Forget everything but the channels, as when only the routing process is started anew."""
+        """Forget everything but the channels, as when only the routing process is started anew.
+
+        Not twice within half a second, which no supervisor does: neighbours take the second start for a
+        repetition of the first one's hello.
+        """
+        if self.network.now - self._started < 0.5:
+            return
+        self._started = self.network.now
         self.node = self._new_node()
         self.routes.clear()
         for interface, channel in self.channels.items():

@@ -68,7 +68,6 @@ async def set_up(
     peer_name: str,
     state: NodeState,
     acp: AcpNamespace,
-    taken: set[str],
 ) -> tuple[Channel, tuple[int, int]]:
     """Make a channel's interface and ESP socket.
 
@@ -81,6 +80,8 @@ async def set_up(
         raise LinuxError("the ACP namespace is gone")
     mtu = inner_mtu(port.link.mtu)
     link_local = state.channel_link_local(port.name, peer)
+    # Also the interface of a channel that has just ended may still be there.
+    taken = {link.name for link in await acp.netlink.links()}
     channel = Channel(
         number, port, peer, peer_name, interface_name(port.link_local, peer, taken), link_local, mtu=mtu
     )

@@ -19,6 +19,8 @@ from typing import Any
 
 from minerva.connect import config
 from minerva.connect.state import NodeState, link_local_of
+from minerva.core.errors import MinervaError
+from minerva.esp.packet import inner_mtu
 from minerva.linux import namespace, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import link_policy
@@ -36,8 +38,8 @@ GRASP_PORT = 7017
 IKE_PORT = 500
 
 _DUPLICATE_CHECK_SECONDS = 1.0
-_MAX_ATTEMPTS = 8
-_RETRY_SECONDS = 10.0
+_ATTEMPTS_IN_A_ROW = 8
+_RETRY_SECONDS, _LONG_RETRY_SECONDS = 10.0, 300.0
 
 LINK_SYSCTLS: dict[str, str | int] = {
     **{
@@ -116,9 +118,19 @@ def why_not(link: Link, settings: config.Ports) -> str | None:
         return None
     if link.kind is not None:
         return f"a virtual interface ({link.kind}); ports.include in minerva.toml would use it"
-    if Path("/sys/class/net", link.name, "phy80211").exists():
+    if (device := sysfs(link)) is not None and (device / "phy80211").exists():
         return "Wi-Fi"
     return None
+
+
+def sysfs(link: Link) -> Path | None:
+    """Return the directory of ``link`` in sysfs; ``None`` if what is there is another namespace's."""
+    directory = Path("/sys/class/net", link.name)
+    try:
+        same = int((directory / "ifindex").read_text()) == link.index
+    except (OSError, ValueError):
+        return None
+    return directory if same else None
 
 
 class Ports:
@@ -144,11 +156,16 @@ class Ports:
         self._numbers = 0
         self._brought_up: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._lock = asyncio.Lock()  # ports change by one hand at a time
         self.ports: dict[int, Port] = {}  # by the index of the interface in the host
         self.left_out: dict[str, str] = {}
 
     async def reconcile(self, links: list[Link]) -> None:
         """Make the ports what the host's interfaces ``links`` say they should be."""
+        async with self._lock:
+            await self._reconcile(links)
+
+    async def _reconcile(self, links: list[Link]) -> None:
         wanted: dict[int, Link] = {}
         left_out: dict[str, str] = {}
         for link in links:
@@ -189,10 +206,12 @@ class Ports:
                 log.info("port %s is down and not configured: setting it up", link.name)
                 await self._host.set_link(link.index, state="up")
             self._brought_up.add(link.index)
+            inner_mtu(link.mtu)
             await self._build(port)
-        except (LinuxError, OSError) as error:
+        except (MinervaError, OSError) as error:
+            if port.problem != str(error):
+                log.error("port %s cannot be used: %s", link.name, error)
             port.state, port.problem = PortState.FAILED, str(error)
-            log.error("port %s cannot be used: %s", link.name, error)
             await self._dismantle(port)
             self._later(_RETRY_SECONDS, self._retry, port)
             return
@@ -239,9 +258,10 @@ class Ports:
         port.announced = False
         await self._dismantle(port)
         port.attempt += 1
-        if port.attempt >= _MAX_ATTEMPTS:
+        if port.attempt % _ATTEMPTS_IN_A_ROW == 0:
             port.state, port.problem = PortState.FAILED, "somebody on this link claims every address"
-            log.error("port %s cannot be used: %s", port.name, port.problem)
+            log.error("port %s cannot be used for now: %s", port.name, port.problem)
+            self._later(_LONG_RETRY_SECONDS, self._retry, port)
             return
         await self._open(port)
 
@@ -272,8 +292,9 @@ class Ports:
         async def run() -> None:
             await asyncio.sleep(delay)
             try:
-                await action(port)
-            except LinuxError as error:
+                async with self._lock:
+                    await action(port)
+            except (LinuxError, OSError) as error:
                 log.error("port %s: %s", port.name, error)
 
         task = asyncio.create_task(run())

@@ -22,7 +22,7 @@ from minerva.connect.children import Children
 from minerva.connect.config import Config
 from minerva.connect.control import ControlServer
 from minerva.connect.ipc import Message
-from minerva.connect.ports import Port, Ports
+from minerva.connect.ports import Port, Ports, sysfs
 from minerva.connect.state import NodeState
 from minerva.core.errors import MinervaError, UsageError
 from minerva.linux import process, sockets
@@ -346,12 +346,11 @@ class Supervisor:
     async def _open_channel(self, message: m.ChannelOpen, generation: int) -> None:
         self._milestone("ike_established")
         port = self._ports.by_number(message.port)
-        taken = {channel.interface for channel in self._channels.values()}
         try:
             self._check_channel(message, port)
             assert port is not None
             channel, descriptors = await channels.set_up(
-                message.channel, port, message.peer, message.peer_name, self._state, self._acp, taken
+                message.channel, port, message.peer, message.peer_name, self._state, self._acp
             )
         except (MinervaError, OSError) as error:
             log.error("no channel to %s: %s", message.peer, error)
@@ -441,9 +440,7 @@ class Supervisor:
 
     def _interface_up(self, channel: Channel) -> None:
         self._children["plane"].send(
-            m.InterfaceUp(
-                channel.index, channel.interface, channel.link_local, _rank_factor(channel.port.name)
-            )
+            m.InterfaceUp(channel.index, channel.interface, channel.link_local, _rank_factor(channel.port))
         )
 
     def _from_plane(self, message: Message) -> bool:
@@ -523,10 +520,11 @@ class Supervisor:
         ]
 
 
-def _rank_factor(port: str) -> int:
+def _rank_factor(port: Port) -> int:
     """Return OF0's rank factor for a port: 5 at 100 Mb/s and below (RFC 8994 section 6.12.1.6)."""
+    device = sysfs(port.link)
     try:
-        speed = int(Path("/sys/class/net", port, "speed").read_text())
+        speed = int((device / "speed").read_text()) if device is not None else 0
     except (OSError, ValueError):
-        return _FAST  # no speed to be known, or not in this namespace's sysfs
+        speed = 0  # not a kind of interface that has one
     return _SLOW if 0 < speed <= _SLOW_LINK_MBIT else _FAST

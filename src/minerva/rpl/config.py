@@ -59,6 +59,8 @@ class RplConfig:
     ``dis_repeats``: gaps between the repetitions of the first multicast DIS on an interface. From
     ``dis_initial`` to ``dis_maximum`` go the gaps between later ones, as long as nothing is heard.
 
+    ``hello_gap``: multicast DISs closer together are repetitions, and tell of one start.
+
     ``hold_down``: how long a node that lost a DODAG takes nobody in it for a parent whose rank is not lower
     than the lowest it had there itself (the time in which its former sub-DODAG hears of the loss). Doubles
     up to ``hold_down_maximum`` while the DODAG is lost again and again, within ``stable_after``.
@@ -76,7 +78,7 @@ class RplConfig:
     dis_initial: float = 0.1
     dis_maximum: float = 60.0
     dis_reply_gap: float = 0.1
-    hello_gap: float = 1.0
+    hello_gap: float = 0.25
     neighbour_silence: float = 150.0
     neighbour_probes: int = 3
     neighbour_probe_gap: float = 1.0
