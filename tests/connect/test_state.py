@@ -2,33 +2,28 @@
 
 from __future__ import annotations
 
-import os
 from ipaddress import IPv6Address
 from pathlib import Path
 
 import pytest
 
-from minerva.connect.state import NodeState, link_local_of, write_file
+from minerva.connect.state import NodeState, link_local_of
 from minerva.core.errors import UsageError
 
 PEER = IPv6Address("fe80::1")
 
 
-def close(state: NodeState) -> None:
-    os.close(state._lock)
-
-
 def test_the_same_after_a_restart(tmp_path: Path) -> None:
     first = NodeState(tmp_path)
     seen = (first.tag, first.mac("eth0", "02:00:00:00:00:01", 0), first.channel_link_local("eth0", PEER))
-    close(first)
+    first.close()
     second = NodeState(tmp_path)
     assert seen == (
         second.tag,
         second.mac("eth0", "02:00:00:00:00:01", 0),
         second.channel_link_local("eth0", PEER),
     )
-    close(second)
+    second.close()
     assert (tmp_path / "node-secret").stat().st_mode & 0o777 == 0o600
 
 
@@ -51,15 +46,15 @@ def test_addresses_differ_by_port_attempt_and_node(tmp_path: Path) -> None:
     inner = {state.channel_link_local(port, PEER) for state in (a, b) for port in ("eth0", "eth1")}
     assert len(inner) == 4
     assert all(address.is_link_local for address in inner)
-    close(a)
-    close(b)
+    a.close()
+    b.close()
 
 
 def test_two_nodes_cannot_share_a_directory(tmp_path: Path) -> None:
     first = NodeState(tmp_path)
     with pytest.raises(UsageError, match="already runs"):
         NodeState(tmp_path)
-    close(first)
+    first.close()
 
 
 def test_a_directory_that_is_not_there(tmp_path: Path) -> None:
@@ -71,15 +66,6 @@ def test_a_damaged_secret_is_not_used(tmp_path: Path) -> None:
     (tmp_path / "node-secret").write_bytes(b"short")
     with pytest.raises(UsageError, match="damaged"):
         NodeState(tmp_path)
-
-
-def test_write_file_replaces_whole(tmp_path: Path) -> None:
-    path = tmp_path / "f"
-    write_file(path, b"one")
-    write_file(path, b"two", 0o644)
-    assert path.read_bytes() == b"two"
-    assert path.stat().st_mode & 0o777 == 0o644
-    assert [item.name for item in tmp_path.iterdir()] == ["f"]
 
 
 def test_link_local_of_a_mac() -> None:

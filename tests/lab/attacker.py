@@ -28,14 +28,14 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
 from minerva.connect import control
-from minerva.connect.ports import ALL_GRASP_NEIGHBORS, GRASP_PORT, IKE_PORT
 from minerva.connect.runner import CoreRunner
 from minerva.connect.state import link_local_of
 from minerva.grasp.announcement import AN_ACP_IKEV2
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
 from minerva.grasp.dull import DullInstance
 from minerva.ikev2 import auth
 from minerva.ikev2 import events as ike
-from minerva.ikev2.constants import ExchangeType
+from minerva.ikev2.constants import IKE_PORT, ExchangeType
 from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
 from minerva.ikev2.message import Header
@@ -478,7 +478,9 @@ class Peer:
         """Open the sockets, and announce this peer on the link."""
         now = asyncio.get_running_loop().time()
         with self.wire.where.entered():
-            dull_socket = sockets.multicast_socket(WIRE, self.wire.index, ALL_GRASP_NEIGHBORS, GRASP_PORT)
+            dull_socket = sockets.multicast_socket(
+                WIRE, self.wire.index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
+            )
             ike_socket = sockets.udp_socket(WIRE, IKE_PORT)
         self._dull = DullInstance(self.wire.address, random=random.SystemRandom())
         self._endpoint = Endpoint(self.wire.address, self.identity, believe, os.urandom)

@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from minerva.connect.ports import ALL_GRASP_NEIGHBORS, GRASP_PORT, IKE_PORT
 from minerva.grasp.announcement import AN_ACP_IKEV2
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
 from minerva.grasp.dull import MAX_SOURCES, DullInstance
+from minerva.ikev2.constants import IKE_PORT
 from minerva.linux.namespace import Namespace
 from tests.lab import attacker as tools
 from tests.lab.attacker import Pings, StandingLab, Wire, mutated, run, standing_lab, until
@@ -95,8 +96,8 @@ def listen(lab: StandingLab, wire: Wire) -> dict[str, list[bytes]]:
     for packet in wire.heard(0.5):
         if packet.kind == tools.ESP:
             heard["esp"].append(packet.data)
-        elif packet.kind == tools.UDP and packet.ports[1] in (GRASP_PORT, IKE_PORT):
-            heard["grasp" if packet.ports[1] == GRASP_PORT else "ike"].append(packet.data[8:])
+        elif packet.kind == tools.UDP and packet.ports[1] in (GRASP_LISTEN_PORT, IKE_PORT):
+            heard["grasp" if packet.ports[1] == GRASP_LISTEN_PORT else "ike"].append(packet.data[8:])
     assert len(heard["grasp"]) >= 2
     assert len({data[18] for data in heard["ike"]}) >= 2, "IKE_SA_INIT and IKE_AUTH"
     assert heard["esp"]
@@ -169,7 +170,10 @@ def test_garbage_to_the_grasp_port(scene: Scene) -> None:
         for _ in range(DATAGRAMS):
             data = mutated(scene.genuine["grasp"], chance)
             source = sources(scene, chance)
-            yield GROUP_MAC, tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_PORT, GRASP_PORT), data)
+            yield (
+                GROUP_MAC,
+                tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_LISTEN_PORT, GRASP_LISTEN_PORT), data),
+            )
 
     counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
     check_unharmed(scene)
@@ -187,7 +191,10 @@ def test_announcements_of_invented_neighbours(scene: Scene) -> None:
             dull = DullInstance(source, random=chance)
             dull.announce([AN_ACP_IKEV2], 0.0)
             (datagram,) = dull.datagrams_to_send(0.0)
-            yield GROUP_MAC, tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_PORT, GRASP_PORT), datagram.data)
+            yield (
+                GROUP_MAC,
+                tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_LISTEN_PORT, GRASP_LISTEN_PORT), datagram.data),
+            )
 
     counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
     check_unharmed(scene)

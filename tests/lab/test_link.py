@@ -12,8 +12,8 @@ from ipaddress import IPv6Address
 
 import pytest
 
-from minerva.connect.ports import ALL_GRASP_NEIGHBORS, IKE_PORT
-from minerva.ikev2.constants import ExchangeType
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS
+from minerva.ikev2.constants import IKE_PORT, ExchangeType
 from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.message import Header
 from minerva.linux import namespace

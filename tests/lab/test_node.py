@@ -82,7 +82,7 @@ def ip(where: str, *arguments: str) -> str:
 def left_in(host: Namespace, directory: Path) -> list[str]:
     """Return what of the node of ``directory`` is left in the host."""
     state = NodeState(directory / "node")
-    os.close(state._lock)
+    state.close()
     ruleset = ["ip", "netns", "exec", host.name, "nft", "list", "ruleset"]
     found = namespace.names(state.namespace_prefix)
     found += re.findall(r"acp0", ip(host.name, "link"))

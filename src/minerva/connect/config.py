@@ -11,8 +11,6 @@ from typing import Any
 
 from minerva.core.errors import UsageError
 
-DEFAULT_STATE_DIR = Path("/var/lib/minerva")
-DEFAULT_RUN_DIR = Path("/run/minerva")
 DEFAULT_FILE = Path("/etc/minerva/minerva.toml")
 
 

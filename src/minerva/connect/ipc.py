@@ -23,6 +23,7 @@ from typing import Any, TypeVar
 from minerva.core import cbor
 from minerva.core.errors import DecodeError
 from minerva.core.secret import Secret
+from minerva.linux.process import ALL_SEALS
 
 VERSION = 1
 """Version of the messages. Supervisor and children are one program: anything else is a mix-up."""
@@ -129,19 +130,19 @@ def _unpack(kind: Any, value: Any, what: str) -> Any:
     if origin in (typing.Union, types.UnionType):
         inner = [option for option in typing.get_args(kind) if option is not type(None)]
         return None if value is None else _unpack(inner[0], value, what)
-    _expect_array = type(value) is list
+    is_array = type(value) is list
     if origin is tuple:
-        _expect(_expect_array, what, value)
+        _expect(is_array, what, value)
         return tuple(_unpack(typing.get_args(kind)[0], item, what) for item in value)
     if kind is IPv6Network:
-        _expect(_expect_array and len(value) == 2, what, value)
+        _expect(is_array and len(value) == 2, what, value)
         _expect(type(value[0]) is bytes and len(value[0]) == 16 and type(value[1]) is int, what, value)
         return _checked(lambda: IPv6Network((value[0], value[1])), what)
     if isinstance(kind, type) and issubclass(kind, Enum):
         _expect(type(value) in (int, str), what, value)
         return _checked(lambda: kind(value), what)
     if dataclasses.is_dataclass(kind):
-        _expect(_expect_array, what, value)
+        _expect(is_array, what, value)
         return _unpack_fields(kind, value)
     raise TypeError(f"{what}: messages cannot have fields of type {kind}")
 
@@ -341,13 +342,12 @@ class Ipc:
 
 
 _BODY_FOLLOWS = cbor.dumps([0])
-_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 
 
 def _sealed(data: bytes) -> int:
     body = os.memfd_create("minerva-message", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     os.write(body, data)
-    fcntl.fcntl(body, fcntl.F_ADD_SEALS, _SEALS)
+    fcntl.fcntl(body, fcntl.F_ADD_SEALS, ALL_SEALS)
     return body
 
 
@@ -358,7 +358,7 @@ def _unsealed(descriptors: list[int]) -> bytes:
     body = descriptors.pop(0)
     try:
         # Without its seals the sender could change it, or cut it off, while we read.
-        if fcntl.fcntl(body, fcntl.F_GET_SEALS) & _SEALS != _SEALS:
+        if fcntl.fcntl(body, fcntl.F_GET_SEALS) & ALL_SEALS != ALL_SEALS:
             raise IpcError("a message in a memory file that is not sealed")
         if (size := os.fstat(body).st_size) > MAX_MESSAGE:
             raise IpcError(f"a message of {size} bytes, at most {MAX_MESSAGE} allowed")

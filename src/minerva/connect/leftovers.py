@@ -9,9 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from minerva.connect.acp import PREFERENCE, TABLE
-from minerva.connect.state import NodeState, write_file
+from minerva.connect.state import NodeState
 from minerva.linux import namespace
 from minerva.linux.netlink import Netlink
+from minerva.pki.files import File, write_files
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ CONTROL_SOCKET = "control.sock"
 
 def record_guard(run_dir: Path, pid: int) -> None:
     """Note which process holds the guard table, for a start after a ``kill -9``."""
-    write_file(run_dir / GUARD_FILE, f"{pid} {_start_time(pid)}\n".encode())
+    write_files(run_dir, File(GUARD_FILE, f"{pid} {_start_time(pid)}\n".encode(), secret=True))
 
 
 def end_guard(run_dir: Path) -> bool:

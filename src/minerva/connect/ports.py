@@ -21,6 +21,8 @@ from minerva.connect import config
 from minerva.connect.state import NodeState, link_local_of
 from minerva.core.errors import MinervaError
 from minerva.esp.packet import inner_mtu
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
+from minerva.ikev2.constants import IKE_PORT
 from minerva.linux import namespace, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import link_policy
@@ -32,10 +34,6 @@ log = logging.getLogger(__name__)
 
 DEVICE = "port0"
 """The name of our own interface in every link namespace."""
-
-ALL_GRASP_NEIGHBORS = IPv6Address("ff02::13")
-GRASP_PORT = 7017
-IKE_PORT = 500
 
 _DUPLICATE_CHECK_SECONDS = 1.0
 _ATTEMPTS_IN_A_ROW = 8
@@ -236,7 +234,7 @@ class Ports:
         await port.netlink.add_address(port.index, port.link_local, 64, optimistic=True)
         with port.namespace.entered():
             port.descriptors = [
-                sockets.multicast_socket(DEVICE, port.index, ALL_GRASP_NEIGHBORS, GRASP_PORT),
+                sockets.multicast_socket(DEVICE, port.index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT),
                 sockets.udp_socket(DEVICE, IKE_PORT),
             ]
         await port.netlink.set_link(port.index, state="up")

@@ -6,37 +6,18 @@ import fcntl
 import hashlib
 import hmac
 import os
-import tempfile
 from ipaddress import IPv6Address
 from pathlib import Path
 
 from minerva.core.errors import UsageError
 from minerva.core.secret import Secret
+from minerva.pki.files import File, write_files
 
+_SECRET_FILE = "node-secret"
 _SECRET_BYTES = 32
 _TAG_BYTES = 5
 _LINK_LOCAL = int(IPv6Address("fe80::"))
 _LOCALLY_ADMINISTERED, _MULTICAST = 0x02, 0x01
-
-
-def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Write ``path`` so that after a power cut it holds either the old content or the new."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            os.fchmod(file.fileno(), mode)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).rename(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)
 
 
 def lock_directory(directory: Path, taken: str) -> int:
@@ -81,13 +62,13 @@ class NodeState:
         os.close(self._lock)
 
     def _load_secret(self) -> Secret:
-        path = self.directory / "node-secret"
+        path = self.directory / _SECRET_FILE
         try:
             data = path.read_bytes()
         except FileNotFoundError:
             data = os.urandom(_SECRET_BYTES)
             try:
-                write_file(path, data)
+                write_files(self.directory, File(_SECRET_FILE, data, secret=True))
             except OSError as error:
                 raise UsageError(f"cannot write {path}: {error.strerror}") from error
         except OSError as error:

@@ -13,7 +13,13 @@ from typing import Final
 
 from minerva.core.errors import DecodeError
 from minerva.core.reader import Reader
-from minerva.linux.sockopt import TIMESTAMP_SPACE, enable_timestamps, force_receive_buffer, timestamp_ns
+from minerva.linux.sockopt import (
+    TIMESTAMP_SPACE,
+    enable_timestamps,
+    force_receive_buffer,
+    pass_only_icmp6,
+    timestamp_ns,
+)
 
 MAX_OUTSTANDING: Final = 65_536
 """How many requests a socket remembers; beyond that it forgets the oldest, and their replies are ignored."""
@@ -21,7 +27,6 @@ MAX_OUTSTANDING: Final = 65_536
 ECHO_BUFFER: Final = 1 << 20
 """Receive buffer of an echo socket, in bytes: the replies to a whole laboratory may come at once."""
 
-_ICMP6_FILTER = 1
 _MAX_MESSAGE = 65_535
 _ANCILLARY_SIZE = TIMESTAMP_SPACE + socket.CMSG_SPACE(4)
 
@@ -97,7 +102,7 @@ class EchoSocket:
         kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
         self._socket = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
         try:
-            self._socket.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, _only(EchoType.ECHO_REPLY))
+            pass_only_icmp6(self._socket, EchoType.ECHO_REPLY)
             force_receive_buffer(self._socket, ECHO_BUFFER)
             enable_timestamps(self._socket)
             self._socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVHOPLIMIT, 1)
@@ -161,10 +166,3 @@ def _hop_limit(ancillary: list[tuple[int, int, bytes]]) -> int:
         if level == socket.IPPROTO_IPV6 and kind == socket.IPV6_HOPLIMIT:
             return int.from_bytes(value, sys.byteorder)
     return 0
-
-
-def _only(kind: EchoType) -> bytes:
-    """Return the ICMP6_FILTER that passes one type: a set bit blocks (RFC 3542 section 3.2)."""
-    words = [0xFFFFFFFF] * 8
-    words[kind >> 5] &= ~(1 << (kind & 31)) & 0xFFFFFFFF
-    return struct.pack("@8I", *words)

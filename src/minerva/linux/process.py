@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
 import signal
 from pathlib import Path
+
+ALL_SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
+"""A memory file with these can never be changed again, by nobody."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -80,8 +84,6 @@ def sealed_copy(path: Path, name: str) -> int:
 
     Raises OSError.
     """
-    import fcntl
-
     source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
         target = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -94,7 +96,6 @@ def sealed_copy(path: Path, name: str) -> int:
             offset += copied
     finally:
         os.close(source)
-    seals = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
-    fcntl.fcntl(target, fcntl.F_ADD_SEALS, seals)
+    fcntl.fcntl(target, fcntl.F_ADD_SEALS, ALL_SEALS)
     os.lseek(target, 0, os.SEEK_SET)
     return target

@@ -10,11 +10,10 @@ import struct
 from contextlib import suppress
 from ipaddress import IPv6Address
 
-_SO_SNDBUFFORCE = 32
-_SO_RCVBUFFORCE = 33
+from minerva.linux.sockopt import force_receive_buffer, force_send_buffer, pass_only_icmp6
+
 _IPV6_MTU_DISCOVER = 23
 _IPV6_PMTUDISC_PROBE = 3
-_ICMP6_FILTER = 1
 _RPL_CONTROL = 155
 _IPPROTO_ESP = 50
 
@@ -26,8 +25,8 @@ DATA_BUFFER = 4 << 20
 
 
 def _buffers(sock: socket.socket, size: int) -> None:
-    sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
-    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+    force_receive_buffer(sock, size)
+    force_send_buffer(sock, size)
 
 
 def _device(sock: socket.socket, device: str) -> None:
@@ -86,11 +85,7 @@ def rpl_socket() -> socket.socket:
     """Return a raw ICMPv6 socket that passes RPL messages only; the kernel fills in checksums."""
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     sock = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_ICMPV6)
-    # A set bit blocks the type (RFC 3542 section 3.2).
-    blocked = bytearray(b"\xff" * 32)
-    words = list(struct.unpack("@8I", bytes(blocked)))
-    words[_RPL_CONTROL >> 5] &= ~(1 << (_RPL_CONTROL & 31))
-    sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("@8I", *words))
+    pass_only_icmp6(sock, _RPL_CONTROL)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)

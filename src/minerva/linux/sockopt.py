@@ -7,6 +7,8 @@ import struct
 from collections.abc import Iterable
 from typing import Final
 
+_ICMP6_FILTER = 1
+_SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 # The variant that is two 64-bit numbers on every architecture; the control message has the same number.
 _SO_TIMESTAMPNS_NEW = 64
@@ -19,6 +21,18 @@ TIMESTAMP_SPACE: Final = socket.CMSG_SPACE(_TIMESPEC.size)
 def force_receive_buffer(sock: socket.socket, size: int) -> None:
     """Give ``sock`` a receive buffer of ``size`` bytes, beyond the system's limit. Raises OSError."""
     sock.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, size)
+
+
+def force_send_buffer(sock: socket.socket, size: int) -> None:
+    """Give ``sock`` a send buffer of ``size`` bytes, beyond the system's limit. Raises OSError."""
+    sock.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, size)
+
+
+def pass_only_icmp6(sock: socket.socket, kind: int) -> None:
+    """Let only ICMPv6 messages of type ``kind`` pass to the raw socket ``sock``. Raises OSError."""
+    words = [0xFFFFFFFF] * 8  # a set bit blocks the type (RFC 3542 section 3.2)
+    words[kind >> 5] &= ~(1 << (kind & 31)) & 0xFFFFFFFF
+    sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("@8I", *words))
 
 
 def enable_timestamps(sock: socket.socket) -> None:
