@@ -45,7 +45,7 @@ demo: venv
 
 test: $(VENV)/.test
 	@sh tools/apt-packages $(TEST_PACKAGES)
-	@$(BIN)/python -m pytest -m 'not soak'
+	@MINERVA_TEST_ALONE=1 $(BIN)/python -m pytest -m 'not soak'
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from minerva.core.errors import UsageError
+from minerva.linux.namespace import Namespace
 
 log = logging.getLogger(__name__)
 
@@ -91,6 +92,8 @@ def call(path: Path, request: dict[str, Any]) -> dict[str, Any]:
         raise UsageError(f"only root may talk to the node ({path})") from None
     except TimeoutError:
         raise UsageError(f"the node does not answer on {path}") from None
+    except OSError as error:
+        raise UsageError(f"cannot talk to the node on {path}: {error.strerror or error}") from error
     try:
         answer = json.loads(line)
     except ValueError:
@@ -100,3 +103,17 @@ def call(path: Path, request: dict[str, Any]) -> dict[str, Any]:
     if "error" in answer:
         raise UsageError(str(answer["error"]))
     return answer
+
+
+def node_namespace(status: dict[str, Any], where: str, whose: str) -> Namespace:
+    """Return the namespace ``acp`` or ``link:PORT`` of the node with ``status``.
+
+    ``whose`` names the node in a sentence. Raises UsageError, LinuxError.
+    """
+    spaces = {f"link:{port['name']}": port.get("namespace") for port in status["ports"]}
+    spaces["acp"] = status["acp0"]["namespace"]
+    name = spaces.get(where)
+    if name is None:
+        there = ", ".join(sorted(key for key, value in spaces.items() if value))
+        raise UsageError(f"{whose} has no namespace {where!r}; it has {there}")
+    return Namespace(name)

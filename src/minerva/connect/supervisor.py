@@ -117,7 +117,9 @@ class Supervisor:
         self._control.close()
         while not self._acp_work.empty():
             self._acp_work.get_nowait().close()
-        await self._children.say_goodbye(("abutment", "plane"), m.Shutdown(), _GOODBYE_SECONDS)
+        # Routing says goodbye through channels, so these go after it.
+        for role in ("plane", "abutment"):
+            await self._children.say_goodbye((role,), m.Shutdown(), _GOODBYE_SECONDS)
         clean = True
         for step in (self._ports.close(), self._acp.close(self._host)):
             try:

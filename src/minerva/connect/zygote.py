@@ -68,7 +68,6 @@ def start(empty_root: Path) -> tuple[int, socket.socket]:
         finally:
             os._exit(status)
     theirs.close()
-    gc.enable()
     return pid, ours
 
 
@@ -118,7 +117,6 @@ def _become(request: Fork, descriptors: list[int], empty_root: Path, zygote: int
     """Turn this process, just forked, into the child ``request.role``, for good."""
     status = 70
     try:
-        gc.enable()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         make, uid = ROLES[request.role]
         process.set_name(f"mnv-{request.role}")
