@@ -1,30 +1,29 @@
-"""A peer that fails is answered so and so often."""
+"""A peer that does not authenticate itself is answered so and so often."""
 
 from __future__ import annotations
 
 from ipaddress import IPv6Address
 
-from minerva.adjacency.responder import ANSWERS_PER_MINUTE, MAX_FAILED_PEERS, ResponderLimit
+from minerva.adjacency.responder import ANSWERS_PER_MINUTE, MAX_PEERS, ResponderLimit
 
 PEER = IPv6Address("fe80::2")
 
 
-def test_who_never_failed_is_always_answered() -> None:
-    """An attempt alone costs nothing."""
+def spi(number: int) -> bytes:
+    return number.to_bytes(8)
+
+
+def test_repeated_packets_of_an_attempt_count_once() -> None:
     limit = ResponderLimit()
-    assert all(limit.may_answer(1, PEER, 0.0) for _ in range(1000))
-    assert len(limit) == 0
+    assert all(limit.may_answer(1, PEER, spi(1), 0.0) for _ in range(100))
+    others = [limit.may_answer(1, PEER, spi(number), 0.0) for number in range(2, 10)]
+    assert others.count(True) == ANSWERS_PER_MINUTE - 1
 
 
 def test_answers_per_minute() -> None:
-    """In no 60 s is a failing peer answered more often than stated, however often it tries."""
+    """In no 60 s is a peer answered more often than stated, however often it tries, and all at once or not."""
     limit = ResponderLimit()
-    answered = []
-    for tick in range(3000):
-        now = tick / 10
-        if limit.may_answer(1, PEER, now):
-            answered.append(now)
-            limit.record_failure(1, PEER, now)
+    answered = [tick / 10 for tick in range(3000) if limit.may_answer(1, PEER, spi(tick + 1), tick / 10)]
     assert len(answered) == 5 * ANSWERS_PER_MINUTE
     for start in answered:
         assert sum(start <= when < start + 60 for when in answered) <= ANSWERS_PER_MINUTE
@@ -33,20 +32,20 @@ def test_answers_per_minute() -> None:
 def test_others_are_not_affected() -> None:
     """The limit is for one address on one port, and ends with a success."""
     limit = ResponderLimit()
-    limit.record_failure(1, PEER, 0.0)
-    while limit.may_answer(1, PEER, 0.0):
-        limit.record_failure(1, PEER, 0.0)
-    assert limit.may_answer(2, PEER, 0.0)
-    assert limit.may_answer(1, IPv6Address("fe80::3"), 0.0)
+    number = 1
+    while limit.may_answer(1, PEER, spi(number), 0.0):
+        number += 1
+    assert limit.may_answer(2, PEER, spi(99), 0.0)
+    assert limit.may_answer(1, IPv6Address("fe80::3"), spi(99), 0.0)
     limit.record_success(1, PEER)
-    assert all(limit.may_answer(1, PEER, 0.0) for _ in range(20))
+    assert limit.may_answer(1, PEER, spi(99), 0.0)
 
 
 def test_table_is_bounded() -> None:
-    """Who fails under many addresses makes us forget the oldest, and a port takes its own with it."""
+    """Who tries under many addresses makes us forget the oldest, and a port takes its own with it."""
     limit = ResponderLimit()
-    for number in range(MAX_FAILED_PEERS + 10):
-        limit.record_failure(number % 2, IPv6Address(f"fe80::1:{number:x}"), 0.0)
-    assert len(limit) == MAX_FAILED_PEERS
+    for number in range(MAX_PEERS + 10):
+        limit.may_answer(number % 2, IPv6Address(f"fe80::1:{number:x}"), spi(1), 0.0)
+    assert len(limit) == MAX_PEERS
     limit.forget_port(0)
-    assert len(limit) == MAX_FAILED_PEERS / 2
+    assert len(limit) == MAX_PEERS / 2

@@ -91,13 +91,14 @@ class _Channel:
     connections: dict[int, _Connection] = field(default_factory=dict)  # by IKE SA
 
 
-def _is_new_attempt(data: bytes) -> bool:
-    """Return whether a datagram is an IKE_SA_INIT request: somebody wants a new IKE SA."""
+def _attempt(data: bytes) -> bytes | None:
+    """Return the initiator's SPI if the datagram is an IKE_SA_INIT request: somebody wants a new IKE SA."""
     try:
         header = Header.decode(data)
     except IkeDecodeError:
-        return False
-    return header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response
+        return None
+    wanted = header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response
+    return header.spi_i if wanted else None
 
 
 class Abutment(Child):
@@ -186,7 +187,8 @@ class Abutment(Child):
         self._follow_adjacency()
 
     def _may_answer(self, port: _Port, data: bytes, address: IPv6Address, now: float) -> bool:
-        if not _is_new_attempt(data) or self._limit.may_answer(port.number, address, now):
+        attempt = _attempt(data)
+        if attempt is None or self._limit.may_answer(port.number, address, attempt, now):
             return True
         self._limited += 1
         return False
@@ -274,8 +276,6 @@ class Abutment(Child):
                     who,
                     event.reason,
                 )
-                if not event.initiator:
-                    self._limit.record_failure(port.number, event.address, now)
                 self._adjacency.failed(
                     port.number, event.address, event.initiator, event.reason, event.rule, now
                 )
@@ -362,10 +362,11 @@ class Abutment(Child):
     def _check_expiry(self) -> None:
         """End what was authenticated by a certificate that has expired (RFC 8994 section 6.8.2)."""
         self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
-        when = datetime.now(UTC)
+        # The second of notAfter is still within the validity (RFC 5280 section 4.1.2.5), also of a new channel.
+        when = datetime.now(UTC).replace(microsecond=0)
         for (number, _), channel in list(self._channels.items()):
             for sa, connection in list(channel.connections.items()):
-                if when >= connection.expires:
+                if when > connection.expires:
                     self._close_connection((number, sa), "the peer's certificate has expired")
 
     # --- state -----------------------------------------------------------------------------------------

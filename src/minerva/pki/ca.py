@@ -245,7 +245,7 @@ class CertificateAuthority:
         bare = AcpNodeName(self.domain, rsub=rsub, address_field=AddressField.OMITTED)
         if isinstance(address, AddressField) and address is not AddressField.ADDRESS:
             return replace(bare, address_field=address)
-        allocator = self.load_pemocator()
+        allocator = self._load_allocator()
         if isinstance(address, AcpAddress):
             if not allocator.gave(address, bare.routing_subdomain):
                 raise AuthorityError(f"{address} is not what this CA gave a node of {bare.routing_subdomain}")
@@ -254,7 +254,7 @@ class CertificateAuthority:
             write_files(self.directory, File(STATE_FILE, allocator.encode()))
         return AcpNodeName(self.domain, address.address, rsub)
 
-    def load_pemocator(self) -> AddressAllocator:
+    def _load_allocator(self) -> AddressAllocator:
         path = self.directory / STATE_FILE
         try:
             return AddressAllocator.decode(path.read_bytes())
