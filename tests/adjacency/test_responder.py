@@ -21,7 +21,7 @@ def test_repeated_packets_of_an_attempt_count_once() -> None:
 
 
 def test_answers_per_minute() -> None:
-    """In no 60 s is a peer answered more often than stated, however often it tries, and all at once or not."""
+    """In no 60 s is a peer answered more often than stated, however often it tries."""
     limit = ResponderLimit()
     answered = [tick / 10 for tick in range(3000) if limit.may_answer(1, PEER, spi(tick + 1), tick / 10)]
     assert len(answered) == 5 * ANSWERS_PER_MINUTE

@@ -39,6 +39,7 @@ from minerva.ikev2.constants import IKE_PORT, ExchangeType
 from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
 from minerva.ikev2.message import Header
+from minerva.lab.network import host_namespace, namespace_prefix
 from minerva.linux import namespace, sockets
 from minerva.linux.icmp import EchoSocket
 from minerva.linux.namespace import Namespace
@@ -49,8 +50,8 @@ from minerva.pki.membership import Member
 from minerva.pki.node_name import AcpNodeName
 from tests.lab.conftest import minerva
 
-ICMPV6, TCP, UDP, ESP, HOP_BY_HOP, DESTINATION_OPTIONS = 58, 6, 17, 50, 0, 60
-UNREACHABLE, PACKET_TOO_BIG, TIME_EXCEEDED, PARAMETER_PROBLEM = 1, 2, 3, 4
+ICMPV6, TCP, UDP, ESP, HOP_BY_HOP, FRAGMENT, DESTINATION_OPTIONS = 58, 6, 17, 50, 0, 44, 60
+UNREACHABLE, PARAMETER_PROBLEM = 1, 4
 ECHO_REQUEST, ECHO_REPLY = 128, 129
 NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = 135, 136
 SYN, SYN_ACK, RST = 0x02, 0x12, 0x04
@@ -121,8 +122,8 @@ class StandingLab:
         return where
 
     def host(self, what: str) -> Namespace:
-        """The namespace of a node's host, or of a LAN."""
-        return self._opened(Namespace(f"lab-{self.name}-{what}"))
+        """The namespace of a node's host."""
+        return self._opened(Namespace(host_namespace(self.name, what)))
 
     def inside(self, node: str) -> Namespace:
         """The ACP namespace of a node."""
@@ -134,10 +135,10 @@ class StandingLab:
 
     def attacker(self, name: str, into: str, device: str, *, bridge: bool = False) -> Wire:
         """Return a new namespace with a wire into ``device`` of the host or LAN ``into``."""
-        where = self._opened(Namespace.create(f"lab-{self.name}-{name}"))
+        where = self._opened(Namespace.create(host_namespace(self.name, name)))
         with where.entered():
             namespace.write_sysctls({"ipv6/conf/default/accept_dad": 0, "ipv6/conf/default/dad_transmits": 0})
-        target = f"lab-{self.name}-{into}"
+        target = host_namespace(self.name, f"_{into}" if bridge else into)
         run("ip", "-n", where.name, "link", "add", WIRE, "type", "veth", "peer", device, "netns", target)
         if bridge:
             run("ip", "-n", target, "link", "set", device, "master", "br0")
@@ -169,7 +170,7 @@ def standing_lab(topology: str, name: str, directory: Path) -> Iterator[Standing
         stack.close()
         down = minerva("lab", "down", name, env=environment)
     assert down.returncode == 0, down.stderr
-    prefixes = [f"lab-{name}-", *(f"minerva-{mark}-" for mark in marks)]
+    prefixes = [namespace_prefix(name), *(f"minerva-{mark}-" for mark in marks)]
     assert [left for prefix in prefixes for left in namespace.names(prefix)] == []
     until(lambda: not any(map(_runs, pids)), "all processes have ended")
 
@@ -301,6 +302,14 @@ def solicitation(source: IPv6Address, destination: IPv6Address, target: IPv6Addr
     """Return a neighbour solicitation by which ``source`` at ``mac`` asks for ``target``."""
     body = bytes(4) + target.packed + b"\x01\x01" + mac
     return icmpv6(source, destination, NEIGHBOUR_SOLICITATION, body, 255)
+
+
+def fragments(packet: bytes, number: int) -> Iterator[bytes]:
+    """Yield a packet in two fragments; the first holds 8 bytes of the payload."""
+    source, destination = IPv6Address(packet[8:24]), IPv6Address(packet[24:40])
+    for offset, piece in ((0, packet[40:48]), (8, packet[48:])):
+        header = struct.pack("!BBHI", packet[6], 0, offset | (offset == 0), number)
+        yield ipv6(source, destination, FRAGMENT, header + piece)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -19,7 +19,7 @@ from minerva.grasp.dull import MAX_SOURCES, DullInstance
 from minerva.ikev2.constants import IKE_PORT
 from minerva.linux.namespace import Namespace
 from tests.lab import attacker as tools
-from tests.lab.attacker import Pings, StandingLab, Wire, mutated, run, standing_lab, until
+from tests.lab.attacker import Pings, StandingLab, Wire, counter, mutated, run, standing_lab, until
 
 pytestmark = pytest.mark.root
 
@@ -31,6 +31,7 @@ MAX_GROWTH = 8 << 20
 """How much memory, in bytes, a process may need in addition for all the garbage together."""
 
 IKE_HEADER = 28
+IKE_PORTS, GRASP_PORTS = (IKE_PORT, IKE_PORT), (GRASP_LISTEN_PORT, GRASP_LISTEN_PORT)
 GROUP_MAC = "33:33:00:00:00:13"
 
 
@@ -61,9 +62,17 @@ class Scene:
     pings: Pings  # from n1 to n3, through n2
     before: State
 
-    def counters(self) -> dict[str, Any]:
-        """What n2 counts on the port that is attacked."""
-        return self.lab.status("n2")["counters"]["abutment"]["eth0"]
+    def dull(self) -> Counter[str]:
+        """What n2 has counted of DULL GRASP on the port that is attacked."""
+        return Counter(self.lab.status("n2")["counters"]["abutment"]["eth0"]["dull"])
+
+    def ike(self) -> Counter[str]:
+        """What n2 has counted of IKE there, and what came too often to be looked at."""
+        counters = self.lab.status("n2")["counters"]["abutment"]
+        return Counter(counters["eth0"]["ike"]) + Counter(
+            attempts_not_answered=counters["attempts_not_answered"],
+            attempts_over_limit=counter(self.lab.link("n2"), "attempts_over_limit"),
+        )
 
     def drops(self) -> Counter[str]:
         """What n2 has dropped in the channel to n1, by reason."""
@@ -155,7 +164,12 @@ def send_all(
             scene.wire.send(mac, packet)
         scene.pings.send()
         until(lambda: backlog(link) == 0, "the node has taken in what was sent")
-    return counted() - before
+    # A macvlan passes on multicast when it has the time: what it has not yet is in no account.
+    last = None
+    while last != (now := counted()):
+        last = now
+        time.sleep(0.2)
+    return now - before
 
 
 def sources(scene: Scene, chance: random.Random) -> IPv6Address:
@@ -172,10 +186,10 @@ def test_garbage_to_the_grasp_port(scene: Scene) -> None:
             source = sources(scene, chance)
             yield (
                 GROUP_MAC,
-                tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_LISTEN_PORT, GRASP_LISTEN_PORT), data),
+                tools.udp(source, ALL_GRASP_NEIGHBORS, GRASP_PORTS, data),
             )
 
-    counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
+    counted = send_all(scene, packets(), scene.dull)
     check_unharmed(scene)
     assert counted["malformed"] > DATAGRAMS / 2
     assert counted.total() - counted["sent"] >= DATAGRAMS * 0.99
@@ -193,10 +207,10 @@ def test_announcements_of_invented_neighbours(scene: Scene) -> None:
             (datagram,) = dull.datagrams_to_send(0.0)
             yield (
                 GROUP_MAC,
-                tools.udp(source, ALL_GRASP_NEIGHBORS, (GRASP_LISTEN_PORT, GRASP_LISTEN_PORT), datagram.data),
+                tools.udp(source, ALL_GRASP_NEIGHBORS, GRASP_PORTS, datagram.data),
             )
 
-    counted = send_all(scene, packets(), lambda: Counter(scene.counters()["dull"]))
+    counted = send_all(scene, packets(), scene.dull)
     check_unharmed(scene)
     assert counted["accepted"] >= 2 * MAX_SOURCES
     assert counted["evicted"] >= MAX_SOURCES
@@ -210,11 +224,13 @@ def test_garbage_to_the_ike_port(scene: Scene) -> None:
             # One in two under a genuine header, SPIs and message ID included.
             data = mutated(scene.genuine["ike"], chance, keep=IKE_HEADER * (number % 2))
             source = sources(scene, chance)
-            yield scene.mac, tools.udp(source, scene.n2, (IKE_PORT, IKE_PORT), data)
+            yield scene.mac, tools.udp(source, scene.n2, IKE_PORTS, data)
 
-    counted = send_all(scene, packets(), lambda: Counter(scene.counters()["ike"]))
+    counted = send_all(scene, packets(), scene.ike)
     check_unharmed(scene)
-    assert counted.total() - counted["error not answered: rate limit"] >= DATAGRAMS * 0.95
+    assert counted.total() - counted["error not answered: rate limit"] >= DATAGRAMS * 0.98
+    for reason in ("malformed message", "other IKE version", "unknown IKE SPI"):
+        assert counted[reason] > DATAGRAMS / 100
 
 
 def test_garbage_as_esp(scene: Scene) -> None:
@@ -244,4 +260,7 @@ def test_garbage_as_esp(scene: Scene) -> None:
 
     counted = send_all(scene, packets(), scene.drops)
     check_unharmed(scene)
-    assert counted.total() >= DATAGRAMS * 0.85
+    # One in ten is from an address that no channel leads to, and is nobody's.
+    assert counted.total() >= DATAGRAMS * 0.89
+    for reason in ("unknown_spi", "not_authentic", "replayed", "short"):
+        assert counted[reason] > DATAGRAMS / 100

@@ -1,4 +1,4 @@
-"""Whole networks of RPL nodes on simulated point-to-point channels, and a walker that follows their routes."""
+"""Networks of RPL nodes on simulated point-to-point channels, and a walker that follows their routes."""
 
 from __future__ import annotations
 
@@ -93,9 +93,7 @@ class Host:
 
     def _receive(self, interface: int, packet: Packet) -> None:
         if self.alive:
-            self.node.receive(
-                interface, packet.data, packet.source, packet.destination, self.network.now
-            )
+            self.node.receive(interface, packet.data, packet.source, packet.destination, self.network.now)
             self.pump()
 
     def pump(self) -> None:
@@ -207,9 +205,8 @@ class Network:
             while todo:
                 here = todo.pop()
                 found.add(here)
-                todo += [
-                    n for edge in self.links if here in edge for n in edge if n not in found and n not in todo
-                ]
+                beside = {n for edge in self.links if here in edge for n in edge if self.hosts[n].alive}
+                todo += beside - found - set(todo)
             left -= found
             yield found
 
@@ -227,22 +224,25 @@ class Network:
                         return f"node {number} has a stale route to {prefix}"
                     if prefix.prefixlen == 128 and prefix.network_address != self.hosts[roots[0]].address:
                         return f"node {number} has a stale route to the root {prefix}"
-            for source, target in itertools.permutations(sorted(component), 2):
-                complaint = self.walk(source, target)
+            for target in sorted(component):
+                complaint = self._walk_to(target, component)
                 if complaint:
                     return complaint
         return None
 
-    def walk(self, source: int, target: int) -> str | None:
-        """Follow a packet; say why it does not arrive, if it does not."""
-        path = [source]
-        while path[-1] != target:
-            channel = self.hosts[path[-1]].forward(self.hosts[target].address)
-            if channel is None:
-                return f"no route from {source} to {target}: {path}"
-            path.append(channel.peer)
-            if len(path) > HOP_LIMIT:
-                return f"loop from {source} to {target}: {path[-6:]}"
+    def _walk_to(self, target: int, component: set[int]) -> str | None:
+        """Follow a packet from everywhere to ``target``; say why one does not arrive, if so."""
+        address = self.hosts[target].address
+        forward = {number: self.hosts[number].forward(address) for number in component - {target}}
+        for source in component:
+            path = [source]
+            while path[-1] != target:
+                channel = forward[path[-1]]
+                if channel is None:
+                    return f"no route from {source} to {target}: {path}"
+                path.append(channel.peer)
+                if len(path) > HOP_LIMIT:
+                    return f"loop from {source} to {target}: {path[-6:]}"
         return None
 
     def converge(self, limit: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from pathlib import Path
 
@@ -30,9 +29,6 @@ def connect(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
     """
     if os.geteuid() != 0:
         raise UsageError("'minerva connect' makes interfaces and namespaces: run it as root")
-    # Nothing that imports make is garbage, and the holes that a collection leaves would cost every child
-    # copies of the pages around them. Each process turns it on again for itself.
-    gc.disable()
     from minerva.connect.node import run_node
 
     run_node(state_dir, run_dir, config_file)

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import signal
 import sys
 import time
+from collections.abc import Coroutine
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from minerva.cli import options
-from minerva.core.errors import UsageError
+from minerva.core.errors import MinervaError, UsageError
 
 if TYPE_CHECKING:
     from minerva.lab.lab import Lab
+
+_Found = dict[str, Any]
 
 _DEFAULT_TIMEOUT = 120.0
 
@@ -100,7 +104,7 @@ def run(
     The exit code is 0 only if all pairs reached each other.
     """
     from minerva.lab import report
-    from minerva.lab.lab import Lab
+    from minerva.lab.lab import Lab, LabError
     from minerva.lab.topology import find_link, parse_topology
 
     _need_root()
@@ -108,61 +112,88 @@ def run(
         raise UsageError("--keylog goes with --pcap DIR")
     wanted = parse_topology(topology)
     cut_link = find_link(wanted, cut) if cut else None
+    network = Lab(wanted, name or f"run-{os.getpid()}", key_log=keylog)
     progress = _Progress()
 
-    async def work() -> dict[str, Any]:
-        lab = Lab(wanted, name or f"run-{os.getpid()}")
-        try:
-            progress.note(f"building {wanted.name}: {len(wanted.nodes)} nodes, {len(wanted.segments)} links")
-            await lab.build(key_log=keylog)
-            if pcap is not None:
-                lab.capture(pcap)
-            lab.start(follow_us=True)
-            reached = await _reach_all(lab, timeout, progress)
-            found = report.result(lab, lab.status(), all_reached=reached)
-            shown = report.table(lab)
-            if cut_link is not None:
-                found["heal_seconds"] = None
-                if reached:
-                    progress.note(f"all reach each other; cutting the link {cut_link.name}")
-                    healed = await lab.cut(cut_link, timeout, progress)
-                    found["heal_seconds"] = None if healed is None else round(healed, 3)
-            if not as_json:
-                click.echo(f"\n{shown}\n\n{report.summary(lab, found)}")
-            return found
-        finally:
-            await lab.close(pcap)
+    async def work() -> _Found:
+        progress.note(f"building {wanted.name}: {len(wanted.nodes)} nodes, {len(wanted.segments)} links")
+        await network.build()
+        if pcap is not None:
+            network.capture(pcap)
+        network.start(follow_us=True)
+        found = await _reach_all(network, timeout, progress)
+        shown = report.table(network)
+        if cut_link is not None and found["error"] is None:
+            progress.note(f"all reach each other; cutting the link {cut_link.name}")
+            try:
+                found["heal_seconds"] = round(await network.cut(cut_link, timeout, progress), 3)
+            except LabError as error:
+                found["error"] = f"after the cut: {error}"
+        if not as_json:
+            click.echo(f"\n{shown}\n\n{report.summary(network, found)}")
+        return found
 
-    found = asyncio.run(_until_signal(work()))
-    if as_json:
-        click.echo(json.dumps(found))
-    healed = cut_link is None or found["heal_seconds"] is not None
-    sys.exit(0 if found["seconds"] is not None and healed else 1)
+    found = asyncio.run(_carry_out(network, work(), progress, pcap=pcap))
+    if cut_link is not None:
+        found.setdefault("heal_seconds", None)
+    _end(found, as_json=as_json)
 
 
-async def _reach_all(lab: Lab, timeout: float, progress: _Progress) -> bool:
-    """Wait until all reach all; a node that ends is a failure like any other, and is named."""
+async def _reach_all(lab: Lab, timeout: float, progress: _Progress) -> _Found:
+    """Wait until all reach all; return what was found. A node that ends is a failure like any other."""
+    from minerva.lab import report
     from minerva.lab.lab import LabError
 
+    problem = None
     try:
-        return await lab.reach_all(timeout, progress)
+        await lab.reach_all(timeout, progress)
     except LabError as error:
-        progress.note(f"minerva: {error}")
-        return False
+        problem = str(error)
+    return report.result(lab, await lab.status(), problem)
 
 
-async def _until_signal(work: Any) -> Any:
-    """Run ``work``; on ^C or SIGTERM cancel it, so that it cleans up, and say so."""
-    import signal
+async def _carry_out(
+    lab: Lab,
+    work: Coroutine[Any, Any, _Found],
+    progress: _Progress,
+    *,
+    pcap: Path | None = None,
+    stay: bool = False,
+) -> _Found:
+    """Return what ``work`` found, or why it failed; then tear the lab down, or with ``stay`` if it failed."""
+    from minerva.lab import report
 
-    task = asyncio.ensure_future(work)
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, task.cancel)
+    loop, task = asyncio.get_running_loop(), asyncio.ensure_future(work)
+    # Not the loop's own handlers: they end with the loop, and then a signal could cut the report short.
+    signals = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:  # nohup
+        signals.remove(signal.SIGHUP)
+    for number in signals:
+        signal.signal(number, lambda *_: loop.call_soon_threadsafe(task.cancel))
     try:
-        return await task
-    except asyncio.CancelledError:
-        raise UsageError("interrupted; the lab is torn down") from None
+        await asyncio.wait([task])
+        for number in signals:
+            signal.signal(number, signal.SIG_IGN)
+        if task.cancelled():
+            await lab.close(pcap)
+            return report.result(lab, {}, "interrupted; the lab is torn down")
+        failed = task.exception() is not None
+        if stay and not failed:
+            await lab.leave()
+        elif kept := await lab.close(pcap, keep_logs=failed or task.result()["error"] is not None):
+            progress.note(f"the nodes' logs are in {kept}")
+        return task.result()
+    except (MinervaError, OSError) as error:
+        return report.result(lab, {}, str(error))
+
+
+def _end(found: _Found, *, as_json: bool) -> NoReturn:
+    """Print what a program wants to know, and what went wrong; exit."""
+    if as_json:
+        click.echo(json.dumps(found))
+    if found["error"] is not None:
+        click.echo(f"minerva: {found['error']}", err=True)
+    sys.exit(0 if found["error"] is None else 1)
 
 
 @lab.command()
@@ -178,33 +209,23 @@ def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
 
     _need_root()
     wanted = parse_topology(topology)
+    network = Lab(wanted, name)
     progress = _Progress()
 
-    async def work() -> dict[str, Any]:
-        lab = Lab(wanted, name)
-        try:
-            await lab.build()
-            lab.start(follow_us=False)
-            reached = await lab.reach_all(timeout, progress)
-            found = report.result(lab, lab.status(), all_reached=reached)
-            if not as_json:
-                click.echo(f"\n{report.summary(lab, found)}")
-            lab.release()
-            await lab.network.close(delete=False)
-        except BaseException:
-            await lab.close()
-            raise
+    async def work() -> _Found:
+        await network.build()
+        network.start(follow_us=False)
+        found = await _reach_all(network, timeout, progress)
+        if not as_json:
+            click.echo(f"\n{report.summary(network, found)}")
+            click.echo(
+                f"\nIt stays up. Look inside: 'minerva lab exec {name} {wanted.nodes[0].name} -- ip addr', "
+                f"\n'minerva lab status {name}'. Remove it: 'minerva lab down {name}'."
+            )
         return found
 
-    found = asyncio.run(_until_signal(work()))
-    if as_json:
-        click.echo(json.dumps(found | {"name": name}))
-    else:
-        click.echo(
-            f"\nIt stays up. Look inside: 'minerva lab exec {name} {wanted.nodes[0].name} -- ip addr', "
-        )
-        click.echo(f"'minerva lab status {name}'. Remove it: 'minerva lab down {name}'.")
-    sys.exit(0 if found["seconds"] is not None else 1)
+    found = asyncio.run(_carry_out(network, work(), progress, stay=True))
+    _end(found | {"name": name}, as_json=as_json)
 
 
 @lab.command("exec", context_settings={"ignore_unknown_options": True})
@@ -214,13 +235,13 @@ def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
 def exec_command(name: str, target: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in a namespace of a node of a standing lab; the node's own commands work there too."""
     from minerva.cli.node import exec_in
-    from minerva.lab.lab import base_directory, open_node
+    from minerva.lab.lab import nodes_of, open_node
 
     _need_root()
     where = open_node(name, target)
-    directory = base_directory() / name / "nodes" / target.partition(":")[0]
-    os.environ["MINERVA_STATE_DIR"] = str(directory / "state")
-    os.environ["MINERVA_RUN_DIR"] = str(directory / "run")
+    node = nodes_of(name)[target.partition(":")[0]]
+    os.environ["MINERVA_STATE_DIR"] = str(node.state_dir)
+    os.environ["MINERVA_RUN_DIR"] = str(node.run_dir)
     exec_in(where, command)
 
 
@@ -229,21 +250,18 @@ def exec_command(name: str, target: str, command: tuple[str, ...]) -> None:
 @options.as_json
 def status(name: str | None, as_json: bool) -> None:
     """Show the standing labs, or the nodes of one."""
-    from minerva.lab.lab import Record, base_directory, standing
-    from minerva.lab.nodes import LabNode
+    from minerva.lab.lab import nodes_of, standing
 
+    _need_root()
     if name is None:
         names = standing()
         click.echo(json.dumps(names) if as_json else "\n".join(names) or "no lab is standing")
         return
-    record = Record.load(name)
-    found: dict[str, Any] = {}
-    for node in record.nodes:
-        found[node] = LabNode(node, base_directory() / name / "nodes" / node).ask("status") or {}
+    found = {node: running.ask("status") or {} for node, running in nodes_of(name).items()}
     if as_json:
         click.echo(json.dumps(found))
         return
-    click.echo(f"lab {name}: {record.topology}")
+    click.echo(f"lab {name}: {len(found)} nodes")
     for node, state in found.items():
         if not state:
             click.echo(f"  {node}: does not answer")

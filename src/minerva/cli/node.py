@@ -51,7 +51,7 @@ def exec_in(where: Namespace, command: tuple[str, ...]) -> None:
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(run_dir: Path, where: str, command: tuple[str, ...]) -> None:
     """Run COMMAND in the node's ACP namespace, or in the link namespace of a port."""
-    from minerva.lab.lab import node_namespace
+    from minerva.connect.control import node_namespace
 
     if os.geteuid() != 0:
         raise UsageError("'minerva exec' enters a network namespace: run it as root")

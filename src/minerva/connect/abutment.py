@@ -362,7 +362,7 @@ class Abutment(Child):
     def _check_expiry(self) -> None:
         """End what was authenticated by a certificate that has expired (RFC 8994 section 6.8.2)."""
         self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
-        # The second of notAfter is still within the validity (RFC 5280 section 4.1.2.5), also of a new channel.
+        # The second of notAfter is still within the validity (RFC 5280 section 4.1.2.5).
         when = datetime.now(UTC).replace(microsecond=0)
         for (number, _), channel in list(self._channels.items()):
             for sa, connection in list(channel.connections.items()):

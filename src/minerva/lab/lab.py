@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import re
 import shutil
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
+from minerva.connect import control
 from minerva.core.errors import MinervaError, UsageError
 from minerva.lab import nodes as lab_nodes
-from minerva.lab.network import Network, make_room_for_neighbours, namespace_prefix
+from minerva.lab.network import (
+    Network,
+    host_namespace,
+    make_room_for_files,
+    make_room_for_neighbours,
+    namespace_prefix,
+)
 from minerva.lab.nodes import LabNode
 from minerva.lab.ping import Pinger
 from minerva.lab.topology import Segment, Topology
@@ -25,11 +31,14 @@ from minerva.linux import namespace
 from minerva.linux.namespace import Namespace
 from minerva.linux.pcap import Capture, PcapngWriter
 from minerva.pki.ca import CertificateAuthority, write_node_directory
+from minerva.pki.files import File, write_files
 
 DOMAIN = "lab.example"
 PHASES = ("link_ready", "neighbour_heard", "ike_established", "routed", "reachable")
 
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}")
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}", re.ASCII)
+_PARTS = {"ca", "keys", "nodes"}  # of a lab's directory
+_MAX_SOCKET_PATH = 107  # bytes, of any Unix socket
 _POLL_SECONDS = 0.2
 
 
@@ -39,47 +48,49 @@ class LabError(MinervaError):
 
 def base_directory() -> Path:
     """Return where labs keep their files: ``MINERVA_LAB_DIR`` or ``/run/minerva-lab``."""
-    return Path(os.environ.get("MINERVA_LAB_DIR", "/run/minerva-lab"))
+    return Path(os.environ.get("MINERVA_LAB_DIR", "/run/minerva-lab")).absolute()
 
 
-@dataclass(frozen=True)
-class Record:
-    """What a later command needs to know of a standing lab (``lab.json``)."""
+def directory_of(lab: str) -> Path:
+    """Return the directory of the lab called ``lab``. Raises UsageError for a name that none can have."""
+    if not _NAME.fullmatch(lab):
+        raise UsageError(f"a lab cannot be called {lab!r}: use up to 20 of a-z, 0-9 and -")
+    return base_directory() / lab
 
-    name: str
-    topology: str
-    nodes: dict[str, int]  # process ids
 
-    @classmethod
-    def load(cls, name: str) -> Record:
-        """Return the record of the lab called ``name``. Raises UsageError."""
-        try:
-            return cls(**json.loads((base_directory() / name / "lab.json").read_text()))
-        except FileNotFoundError:
-            known = ", ".join(standing()) or "none"
-            raise UsageError(f"there is no lab called {name!r} (standing: {known})") from None
-        except (OSError, ValueError, TypeError) as error:
-            raise UsageError(
-                f"the record of lab {name!r} is damaged ({error}): 'minerva lab down {name}'"
-            ) from error
+def _is_lab(directory: Path) -> bool:
+    """Whether it is the directory of a lab, complete or not: anything else is not ours to remove."""
+    return directory.is_dir() and {path.name for path in directory.iterdir()} <= _PARTS
 
 
 def standing() -> list[str]:
     """Return the names of all labs that have a directory."""
     base = base_directory()
-    return sorted(path.name for path in base.iterdir()) if base.is_dir() else []
+    paths = base.iterdir() if base.is_dir() else ()
+    return sorted(path.name for path in paths if _NAME.fullmatch(path.name) and _is_lab(path))
+
+
+def nodes_of(lab: str) -> dict[str, LabNode]:
+    """Return the nodes of the standing lab called ``lab``. Raises UsageError."""
+    directory = directory_of(lab)
+    if not _is_lab(directory):
+        known = ", ".join(standing()) or "none"
+        raise UsageError(f"there is no lab called {lab!r} (standing: {known})")
+    paths = sorted((directory / "nodes").glob("*"), key=lambda path: (len(path.name), path.name))
+    return {path.name: LabNode(path.name, path) for path in paths}
 
 
 class Lab:
     """One lab. Use :meth:`build`, :meth:`start`, :meth:`reach_all`, and :meth:`close` in any case."""
 
-    def __init__(self, topology: Topology, name: str) -> None:
-        """Prepare a lab called ``name``. Raises UsageError for a name that cannot be used or is taken."""
-        if not _NAME.fullmatch(name):
-            raise UsageError(f"a lab cannot be called {name!r}: use up to 20 of a-z, 0-9 and -")
+    def __init__(self, topology: Topology, name: str, *, key_log: bool = False) -> None:
+        """Prepare a lab called ``name``. Raises UsageError for a name that cannot be used or is taken.
+
+        And for settings that no node has: whatever is wrong with what we were asked shows here.
+        """
         self.topology = topology
         self.name = name
-        self.directory = base_directory() / name
+        self.directory = directory_of(name)
         self.network = Network(name, topology)
         self.nodes: dict[str, LabNode] = {}
         self.addresses: dict[str, IPv6Address] = {}
@@ -87,31 +98,53 @@ class Lab:
         self.milestones: dict[str, dict[str, float]] = {}  # by node: seconds since its start, by phase
         self._captures: list[Capture] = []
         self._writers: list[PcapngWriter] = []
-        self._key_log: Path | None = None
+        self._key_log = self.directory / "keys" if key_log else None
+        self._configs: dict[str, str] = {}
+        for node in topology.nodes:
+            where = f"topology {topology.name}: nodes.{node.name}"
+            log_to = self._key_log / node.name if self._key_log else None
+            self._configs[node.name] = lab_nodes.node_config(node, log_to, where)
+            self.nodes[node.name] = LabNode(node.name, self.directory / "nodes" / node.name)
+        self._make_directory()
+
+    def _make_directory(self) -> None:
+        if max(len(os.fsencode(node.control_socket)) for node in self.nodes.values()) > _MAX_SOCKET_PATH:
+            raise UsageError(
+                f"the path {self.directory} is too long for the sockets in it: "
+                "name a shorter one with MINERVA_LAB_DIR"
+            )
         try:
+            if namespace.names(namespace_prefix(self.name)):
+                raise FileExistsError
             self.directory.mkdir(parents=True, mode=0o700)
         except FileExistsError:
             raise UsageError(
-                f"there already is a lab called {name!r}: 'minerva lab down {name}' removes it, "
-                "or choose another name with --name"
+                f"there already is a lab called {self.name!r}, or what a crash left of one: "
+                f"'minerva lab down {self.name}' removes it, or choose another name with --name"
             ) from None
+        except OSError as error:
+            raise UsageError(
+                f"cannot make the directory {self.directory}: {error.strerror}; "
+                "name another place for labs with MINERVA_LAB_DIR"
+            ) from error
 
     # --- building --------------------------------------------------------------------------------------
 
-    async def build(self, *, key_log: bool = False) -> None:
-        """Make the wires and issue the identities. Raises LinuxError, UsageError, PkiError."""
+    async def build(self) -> None:
+        """Make the wires and issue the identities. Raises LinuxError, PkiError, OSError."""
+        make_room_for_files(self.topology)
         make_room_for_neighbours(len(self.topology.nodes))
         await self.network.build()
         authority = CertificateAuthority.create(DOMAIN, self.directory / "ca")
-        self._key_log = self.directory / "keys" if key_log else None
-        for node in self.topology.nodes:
-            directory = self.directory / "nodes" / node.name
-            log_to = self._key_log / node.name if self._key_log else None
-            self.nodes[node.name] = LabNode.create(node, directory, log_to)
+        for name, node in self.nodes.items():
+            node.run_dir.mkdir(parents=True)
+            node.config_file.write_text(self._configs[name])
+            if self._key_log is not None:
+                (self._key_log / name).mkdir(parents=True)
             issued = authority.issue()
-            write_node_directory(directory / "state", issued)
+            write_node_directory(node.state_dir, issued)
             assert issued.address is not None
-            self.addresses[node.name] = issued.address.with_v(1).address
+            self.addresses[name] = issued.address.with_v(1).address
             await asyncio.sleep(0)
 
     def capture(self, directory: Path) -> None:
@@ -135,30 +168,32 @@ class Lab:
         """Start all nodes; with ``follow_us`` they end when this process does."""
         for name, node in self.nodes.items():
             node.start(self.network.hosts[name], follow_us=follow_us)
-        pids = {name: node.process.pid for name, node in self.nodes.items() if node.process is not None}
-        record = Record(self.name, self.topology.name, pids)
-        (self.directory / "lab.json").write_text(json.dumps(asdict(record)))
 
     @property
     def first_start(self) -> float:
         """When the first node was started, in monotonic seconds."""
         return min(node.started for node in self.nodes.values())
 
-    async def reach_all(self, timeout: float, progress: Callable[[Lab], None]) -> bool:
-        """Wait until every node reaches every other, at most ``timeout`` seconds; return whether they do.
+    async def reach_all(self, timeout: float, progress: Callable[[Lab], None]) -> None:
+        """Wait until every node reaches every other.
 
-        Raises LabError when a node ends.
+        Raises LabError when they do not within ``timeout`` seconds, or when a node ends.
         """
         deadline = time.monotonic() + timeout
         joining = asyncio.create_task(self._join_when_ready())
         try:
-            return await self.pinger.run(
+            reached = await self.pinger.run(
                 set(self.nodes), deadline, lambda: self._check_alive(progress, joining)
             )
         finally:
             joining.cancel()
             await asyncio.gather(joining, return_exceptions=True)
-            await self._poll()
+        if not reached:
+            pairs = len(self.nodes) * (len(self.nodes) - 1)
+            raise LabError(
+                f"only {len(self.pinger.reached)} of {pairs} pairs of nodes reach each other "
+                f"after {timeout:g} seconds"
+            )
 
     def _check_alive(self, progress: Callable[[Lab], None], joining: asyncio.Task[None]) -> None:
         for name, node in self.nodes.items():
@@ -182,29 +217,37 @@ class Lab:
 
     async def _poll(self) -> None:
         """Ask the nodes for their milestones."""
-        for name, node in self.nodes.items():
-            answer = node.ask("milestones")
-            if answer is not None:
-                offset = answer["started"] - node.started
+        for name, answer in (await self._ask("milestones")).items():
+            if answer:
+                offset = answer["started"] - self.nodes[name].started
                 self.milestones[name] = {
                     phase: seconds + offset for phase, seconds in answer["milestones"].items()
                 }
-            await asyncio.sleep(0)
         for (name, _), (when, _) in sorted(self.pinger.reached.items(), key=lambda item: item[1]):
             self.milestones.setdefault(name, {}).setdefault("reachable", when - self.nodes[name].started)
 
-    async def cut(self, segment: Segment, timeout: float, progress: Callable[[Lab], None]) -> float | None:
-        """Cut a link; return the seconds until all pairs reach each other again, ``None`` if they do not."""
+    async def _ask(self, command: str) -> dict[str, dict[str, Any]]:
+        """Ask all nodes, in threads: one that hangs must not hold up the others, nor ^C."""
+        answers = await asyncio.gather(
+            *(asyncio.to_thread(node.ask, command) for node in self.nodes.values())
+        )
+        return {name: answer or {} for name, answer in zip(self.nodes, answers, strict=True)}
+
+    async def cut(self, segment: Segment, timeout: float, progress: Callable[[Lab], None]) -> float:
+        """Cut a link; return the seconds until all pairs reach each other again.
+
+        Raises LabError as :meth:`reach_all` does.
+        """
         self.pinger.start_over()
         begun = time.monotonic()
         await self.network.cut(segment)
-        if not await self.reach_all(timeout, progress):
-            return None
+        await self.reach_all(timeout, progress)
         return max(when for when, _ in self.pinger.reached.values()) - begun
 
-    def status(self) -> dict[str, dict[str, Any]]:
-        """Return every node's own status; a node that does not answer has none."""
-        return {name: node.ask("status") or {} for name, node in self.nodes.items()}
+    async def status(self) -> dict[str, dict[str, Any]]:
+        """Bring the milestones up to date; return every node's own status, empty if it does not answer."""
+        await self._poll()
+        return await self._ask("status")
 
     # --- the end ---------------------------------------------------------------------------------------
 
@@ -212,50 +255,79 @@ class Lab:
         """Put a Wireshark profile with all session keys beside the captures."""
         profile = directory / "wireshark"
         profile.mkdir(parents=True, exist_ok=True)
+        profile.chmod(0o700)
         for table in ("ikev2_decryption_table", "esp_sa"):
             lines: dict[str, None] = {}  # both ends tell; once is enough
             for file in sorted(self._key_log.glob(f"*/{table}")) if self._key_log else ():
                 lines.update(dict.fromkeys(file.read_text().splitlines()))
-            (profile / table).write_text("".join(f"{line}\n" for line in lines))
+            content = "".join(f"{line}\n" for line in lines)
+            write_files(profile, File(table, content.encode(), secret=True))
         (profile / "preferences").write_text("esp.enable_encryption_decode: TRUE\n")
 
-    def release(self) -> None:
-        """Let go of the nodes, which go on running (``minerva lab up``)."""
-        self.pinger.close()
-
-    async def close(self, pcap: Path | None = None) -> None:
-        """End the nodes and remove everything; captures go on until the last node is gone."""
-        self.pinger.close()
-        await asyncio.to_thread(lab_nodes.stop, self.nodes.values(), [])
+    def _end_captures(self) -> None:
         with ExitStack() as stack:
             for writer in self._writers:
                 stack.callback(writer.close)
             for capture in self._captures:
                 asyncio.get_running_loop().remove_reader(capture.fileno())
                 stack.callback(capture.close)
+            for capture in self._captures:
                 while capture.drain():
                     pass
-        if pcap is not None and self._key_log is not None:
-            self._save_keys(pcap)
-        for node in self.nodes.values():
-            lab_nodes.remove_leftovers(node.directory)
-        await self.network.close(delete=True)
-        shutil.rmtree(self.directory, ignore_errors=True)
+
+    def _keep_logs(self) -> Path | None:
+        """Copy the logs of all nodes to where they stay; return where, if there are any."""
+        logs = [node for node in self.nodes.values() if node.log_file.is_file()]
+        if not logs:
+            return None
+        directory = Path(tempfile.mkdtemp(prefix=f"minerva-lab-{self.name}-"))
+        for node in logs:
+            shutil.copyfile(node.log_file, directory / f"{node.name}.log")
+        return directory
+
+    async def leave(self) -> None:
+        """Let go of everything, which goes on running (``minerva lab up``)."""
+        self.pinger.close()
+        await self.network.close(delete=False)
+
+    async def close(self, pcap: Path | None = None, *, keep_logs: bool = False) -> Path | None:
+        """End the nodes and remove everything; captures go on until the last node is gone.
+
+        With ``keep_logs`` return the directory where the nodes' logs are now. Raises OSError, UsageError.
+        """
+        self.pinger.close()
+        try:
+            await asyncio.to_thread(lab_nodes.stop, self.nodes.values())
+            kept = self._keep_logs() if keep_logs else None
+            self._end_captures()
+            if pcap is not None and self._key_log is not None:
+                self._save_keys(pcap)
+        finally:
+            for node in self.nodes.values():
+                lab_nodes.remove_leftovers(node)
+            await self.network.close(delete=True)
+            shutil.rmtree(self.directory)
+        return kept
 
 
 def down(name: str) -> None:
-    """End and remove the standing lab called ``name``, or what a crash left of it. Raises UsageError."""
-    directory = base_directory() / name
-    prefix = namespace_prefix(name)
-    if not directory.is_dir() and not namespace.names(prefix):
-        Record.load(name)
-    if (directory / "lab.json").is_file():
-        lab_nodes.stop((), Record.load(name).nodes.values())
-    for node in sorted((directory / "nodes").iterdir()) if (directory / "nodes").is_dir() else ():
+    """End and remove the standing lab called ``name``, or what a crash left of it.
+
+    Raises UsageError, and LabError if its files cannot be removed.
+    """
+    directory = directory_of(name)
+    spaces = namespace.names(namespace_prefix(name))
+    nodes = nodes_of(name).values() if _is_lab(directory) or not spaces else ()
+    lab_nodes.stop(nodes)
+    for node in nodes:
         lab_nodes.remove_leftovers(node)
-    for left in namespace.names(prefix):
-        namespace.delete_name(left)
-    shutil.rmtree(directory, ignore_errors=True)
+    for space in spaces:
+        namespace.delete_name(space)
+    try:
+        if _is_lab(directory):
+            shutil.rmtree(directory)
+    except OSError as error:
+        raise LabError(f"cannot remove {directory}: {error}") from error
 
 
 def open_node(lab: str, target: str) -> Namespace:
@@ -263,24 +335,13 @@ def open_node(lab: str, target: str) -> Namespace:
 
     Raises UsageError.
     """
-    record = Record.load(lab)
+    nodes = nodes_of(lab)
     node, _, where = target.partition(":")
-    if node not in record.nodes:
-        raise UsageError(f"lab {lab!r} has no node {node!r}; it has {', '.join(record.nodes)}")
+    if node not in nodes:
+        raise UsageError(f"lab {lab!r} has no node {node!r}; it has {', '.join(nodes)}")
     if where in ("", "host"):
-        return Namespace(f"{namespace_prefix(lab)}{node}")
-    running = LabNode(node, base_directory() / lab / "nodes" / node)
-    return node_namespace(running.ask("status"), where, f"node {node}")
-
-
-def node_namespace(status: dict[str, Any] | None, where: str, whose: str) -> Namespace:
-    """Return the namespace ``acp`` or ``link:PORT`` of the node with ``status``. Raises UsageError."""
+        return Namespace(host_namespace(lab, node))
+    status = nodes[node].ask("status")
     if status is None:
-        raise UsageError(f"{whose} does not answer")
-    spaces = {f"link:{port['name']}": port.get("namespace") for port in status["ports"]}
-    spaces["acp"] = status["acp0"]["namespace"]
-    name = spaces.get(where)
-    if name is None:
-        there = ", ".join(sorted(key for key, value in spaces.items() if value))
-        raise UsageError(f"{whose} has no namespace {where!r}; it has host, {there}")
-    return Namespace(name)
+        raise UsageError(f"node {node} does not answer")
+    return control.node_namespace(status, where, f"node {node}")

@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import resource
 from contextlib import suppress
 from pathlib import Path
 
-from minerva.core.errors import UsageError
 from minerva.lab.topology import Segment, SegmentKind, Topology
-from minerva.linux import namespace
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Netlink
 
-log = logging.getLogger(__name__)
-
 _BRIDGE = "br0"
+_FILES, _FILES_PER_NODE = 256, 8  # a node: namespace, netlink, ping, what its start takes for a moment
 _NEIGHBOUR_TABLE = Path("/proc/sys/net/ipv6/neigh/default")
 
 
 def namespace_prefix(lab: str) -> str:
-    """Return what the names of all namespaces of the lab called ``lab`` begin with."""
-    return f"lab-{lab}-"
+    """Return what the names of all namespaces of the lab called ``lab`` begin with.
+
+    No lab and no node has an underscore in its name: neither another lab's nor, with a second one, that of
+    a LAN can be the same.
+    """
+    return f"lab-{lab}_"
+
+
+def host_namespace(lab: str, node: str) -> str:
+    """Return the name of the namespace that is the host of ``node``."""
+    return f"{namespace_prefix(lab)}{node}"
 
 
 class Network:
@@ -35,18 +41,12 @@ class Network:
         self._netlinks: dict[str, Netlink] = {}
 
     async def build(self) -> None:
-        """Make everything, and set it up. Raises LinuxError, UsageError."""
-        prefix = namespace_prefix(self.lab)
-        if left := namespace.names(prefix):
-            raise UsageError(
-                f"the namespace {left[0]} of a lab called {self.lab!r} is still there: "
-                f"'minerva lab down {self.lab}' removes it"
-            )
+        """Make everything, and set it up. Raises LinuxError."""
         for node in self.topology.nodes:
-            self.hosts[node.name] = Namespace.create(f"{prefix}{node.name}")
+            self.hosts[node.name] = Namespace.create(host_namespace(self.lab, node.name))
         for segment in self.topology.segments:
             if segment.kind is SegmentKind.LAN:
-                self.lans[segment.name] = Namespace.create(f"{prefix}{segment.name}")
+                self.lans[segment.name] = Namespace.create(f"{namespace_prefix(self.lab)}_{segment.name}")
         outside = Netlink()
         try:
             for segment in self.topology.segments:
@@ -76,7 +76,9 @@ class Network:
             await netlink.set_link(link.index, state="up")
 
     def _netlink(self, where: Namespace) -> Netlink:
-        return self._netlinks.setdefault(where.name, Netlink(where))
+        if where.name not in self._netlinks:
+            self._netlinks[where.name] = Netlink(where)
+        return self._netlinks[where.name]
 
     async def cut(self, segment: Segment) -> None:
         """Take both ends of a link down, as if somebody had pulled the cable."""
@@ -104,6 +106,15 @@ class Network:
                 where.delete()
             else:
                 where.close()
+
+
+def make_room_for_files(topology: Topology) -> None:
+    """Raise the limit on open files, as far as we may, to what a lab of this size needs."""
+    interfaces = sum(len(segment.ends) for segment in topology.segments)
+    wanted = _FILES + _FILES_PER_NODE * len(topology.nodes) + interfaces  # of captures, one each
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard), hard))
 
 
 def make_room_for_neighbours(nodes: int) -> None:

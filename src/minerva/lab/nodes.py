@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from minerva.connect import control
-from minerva.connect.leftovers import CONTROL_SOCKET, end_guard
+from minerva.connect import config, control
+from minerva.connect.leftovers import CONTROL_SOCKET
 from minerva.connect.state import NodeState
 from minerva.core.errors import UsageError
 from minerva.lab.topology import Node
@@ -23,16 +23,31 @@ from minerva.linux import namespace, process
 from minerva.linux.namespace import Namespace
 
 _STOP_SECONDS = 10.0
+_KILL_SECONDS = 5.0
+_CHILDREN = ("minerva-zygote", "mnv-")  # their names in ps; they end with their supervisor
 
 
-def toml(settings: Mapping[str, Any]) -> str:
-    """Return ``settings``, tables of plain values, as TOML."""
-    plain = {name: value for name, value in settings.items() if not isinstance(value, Mapping)}
-    tables = {name: value for name, value in settings.items() if isinstance(value, Mapping)}
-    lines = [f"{name} = {json.dumps(value)}" for name, value in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]", toml(table).rstrip()]
-    return "\n".join(lines) + "\n"
+def node_config(node: Node, key_log: Path | None, where: str) -> str:
+    """Return the minerva.toml of ``node``, which with ``key_log`` writes its keys there.
+
+    ``where`` says where its settings are from. Raises UsageError for settings that no node has.
+    """
+    settings: dict[str, Any] = {"ports": {"include": ["eth*"]}}
+    for name, value in node.settings.items():
+        settings[name] = settings.get(name, {}) | value if isinstance(value, Mapping) else value
+    if key_log is not None:
+        settings["debug"] = {"key_log": str(key_log)}
+    text = "".join(f"{json.dumps(name)} = {_toml(value)}\n" for name, value in settings.items())
+    config.parse(text, where)
+    return text
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {_toml(item)}" for name, item in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 @dataclass
@@ -41,26 +56,8 @@ class LabNode:
 
     name: str
     directory: Path
-    settings: dict[str, Any] = field(default_factory=dict)
     process: subprocess.Popen[bytes] | None = None
     started: float = 0.0
-
-    @classmethod
-    def create(cls, node: Node, directory: Path, key_log: Path | None) -> LabNode:
-        """Return the node with its configuration written; its identity is issued into ``state``."""
-        settings: dict[str, Any] = {"ports": {"include": ["eth*"]}}
-        for name, value in node.settings.items():
-            if isinstance(value, Mapping):
-                settings[name] = settings.get(name, {}) | dict(value)
-            else:
-                settings[name] = value
-        lab_node = cls(node.name, directory, settings)
-        lab_node.run_dir.mkdir(parents=True)
-        if key_log is not None:
-            key_log.mkdir(parents=True, exist_ok=True)
-            settings["debug"] = {"key_log": str(key_log)}
-        lab_node.config_file.write_text(toml(settings))
-        return lab_node
 
     @property
     def state_dir(self) -> Path:
@@ -71,6 +68,11 @@ class LabNode:
     def run_dir(self) -> Path:
         """Where its control socket is."""
         return self.directory / "run"
+
+    @property
+    def control_socket(self) -> Path:
+        """Where it takes commands."""
+        return self.run_dir / CONTROL_SOCKET
 
     @property
     def config_file(self) -> Path:
@@ -102,46 +104,79 @@ class LabNode:
     def ask(self, command: str) -> dict[str, Any] | None:
         """Return what the node answers to ``command``, or ``None`` if it does not (yet, any more)."""
         try:
-            return control.call(self.run_dir / CONTROL_SOCKET, {"command": command})
+            return control.call(self.control_socket, {"command": command})
         except UsageError:
             return None
 
     def last_words(self) -> str:
-        """Return the last lines of its log that tell of trouble, or its last line."""
+        """Return the last line of its log that tells of trouble, or its last line."""
         try:
             lines = self.log_file.read_text(errors="replace").splitlines()
         except OSError:
-            return "it left no log"
+            lines = []
         trouble = [line for line in lines if " error: " in line or line.startswith("minerva: ")]
-        return (trouble or lines or ["it left no log"])[-1]
+        return (trouble or lines or ["it left no log"])[-1].removeprefix("minerva: ")
 
 
-def stop(nodes: Iterable[LabNode], pids: Iterable[int]) -> None:
-    """End the processes of ``nodes`` and ``pids``, which an earlier command started; kill what stays."""
-    started = [node.process for node in nodes if node.process is not None]
-    others = set(pids)
-    for pid in (*(running.pid for running in started if running.poll() is None), *others):
+def stop(nodes: Collection[LabNode]) -> None:
+    """End the processes of ``nodes``, whichever command started them; kill what does not end."""
+    _end([pid for pid in _processes(nodes) if not _is_child(pid)], signal.SIGTERM, _STOP_SECONDS)
+    # A guard outlives its killed supervisor on purpose; here, what it guards goes next.
+    deadline = time.monotonic() + _KILL_SECONDS
+    while (left := _processes(nodes)) and time.monotonic() < deadline:
+        _end(left, signal.SIGKILL, _KILL_SECONDS)
+    for node in nodes:
+        if node.process is not None:
+            with suppress(subprocess.TimeoutExpired):
+                node.process.wait(_KILL_SECONDS)
+
+
+def _processes(nodes: Collection[LabNode]) -> list[int]:
+    """Return all processes of ``nodes``: a node's children have the command line that it was started with."""
+    wanted = {os.fsencode(node.state_dir) for node in nodes}
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    return [
+        pid for pid in pids if b"--state-dir" in (words := _command_line(pid)) and wanted.intersection(words)
+    ]
+
+
+def _command_line(pid: int) -> list[bytes]:
+    """Return the words of a process's command line; none when it has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[:-1]
+    except OSError:
+        return []
+
+
+def _is_child(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().startswith(_CHILDREN)
+    except OSError:
+        return True
+
+
+def _end(pids: Collection[int], number: signal.Signals, timeout: float) -> None:
+    """Send a signal to processes and wait until they have ended, at most ``timeout`` seconds."""
+    for pid in pids:
         with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGTERM)
-    deadline = time.monotonic() + _STOP_SECONDS
-    for running in started:
-        try:
-            running.wait(max(0.1, deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            running.kill()
-            running.wait()
-    while others and time.monotonic() < deadline:
+            os.kill(pid, number)
+    deadline = time.monotonic() + timeout
+    while any(map(_runs, pids)) and time.monotonic() < deadline:
         time.sleep(0.02)
-        others = {pid for pid in others if Path(f"/proc/{pid}").exists()}
-    for pid in others:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
 
 
-def remove_leftovers(directory: Path) -> None:
-    """Remove what the node of ``directory`` left in the kernel if it was killed."""
-    end_guard(directory / "run")
-    if (directory / "state" / "node-secret").is_file():
-        state = NodeState(directory / "state")
+def _runs(pid: int) -> bool:
+    # A process that ends loses its command line first, and its files, with the lock, after that.
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def remove_leftovers(node: LabNode) -> None:
+    """Remove what ``node``, which has ended, left in the kernel if it was killed. Raises UsageError."""
+    if (node.state_dir / "node-secret").is_file():
+        state = NodeState(node.state_dir)
+        state.close()
         for name in namespace.names(state.namespace_prefix):
             namespace.delete_name(name)

@@ -53,8 +53,8 @@ def channel_count(statuses: dict[str, dict[str, Any]]) -> int:
     return sum(1 for count in ends.values() if count == 2)
 
 
-def result(lab: Lab, statuses: dict[str, dict[str, Any]], *, all_reached: bool) -> dict[str, Any]:
-    """Return what ``minerva lab run --json`` prints."""
+def result(lab: Lab, statuses: dict[str, dict[str, Any]], error: str | None = None) -> dict[str, Any]:
+    """Return what ``minerva lab run --json`` prints; ``error`` says why not all pairs are reachable."""
     nodes = len(lab.nodes)
     phases: dict[str, dict[str, float] | None] = {}
     for phase in PHASES:
@@ -72,10 +72,11 @@ def result(lab: Lab, statuses: dict[str, dict[str, Any]], *, all_reached: bool) 
         "channels": channel_count(statuses),
         "pairs_total": nodes * (nodes - 1),
         "pairs_reachable": len(lab.pinger.reached),
-        "seconds": round(last - lab.first_start, 3) if all_reached else None,
+        "seconds": round(last - lab.first_start, 3) if error is None else None,
         "phases": phases,
         "mib_per_node": round(statistics.median(memory), 1) if memory else None,
         "data_plane": "+".join(planes),
+        "error": error,
     }
 
 

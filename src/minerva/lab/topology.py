@@ -5,8 +5,8 @@ A built-in shape is one word (``ring:5``), anything else a TOML file::
     links = [["a", "b"], ["b", "c"]]
     lans = [["a", "c", "d"]]
 
-    [nodes.a]           # optional: settings of a node, passed on as they are
-    registrar = true
+    [nodes.a.rpl]       # optional: settings of a node, as in its minerva.toml
+    root = true
 """
 
 from __future__ import annotations

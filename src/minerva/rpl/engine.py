@@ -48,12 +48,11 @@ from minerva.rpl.messages import (
     Dio,
     Dis,
     Message,
-    ModeOfOperation,
     decode,
 )
 from minerva.rpl.routes import RouteTable
-from minerva.rpl.selection import Choice, Dodag, DodagMemory, choose
-from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_newer, is_older
+from minerva.rpl.selection import Choice, Dodag, DodagMemory, OwnDodag, choose
+from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_older
 from minerva.rpl.status import RplStatus, neighbour_status
 
 _MIN_REFRESH = 10.0
@@ -64,8 +63,8 @@ class RplNode:
     """One node. ``receive`` never raises for what is in a message; ``dropped`` counts what was refused.
 
     ``dodag_id`` is the node's own ACP address, ``prefix`` the prefix of its acp-node-name (/127, /120 or
-    /112), ``random`` spreads timers. Whoever installs the routes must also install a black-hole (unreachable)
-    route for ``prefix`` (RFC 8994 section 6.12.1.11), which is not an event as it never changes.
+    /112), ``random`` spreads timers. Whoever installs the routes must also install ``black_hole`` (RFC 8994
+    section 6.12.1.11), which is no event as it never changes.
     """
 
     def __init__(
@@ -81,17 +80,15 @@ class RplNode:
             raise RplUsageError(f"{dodag_id} and {prefix} are no ACP address and its prefix")
         self.dodag_id = dodag_id
         self.prefix = prefix
-        self.preference = preference
         self.role = Role.ROOT
         self._events: deque[RplEvent] = deque()
         self.dropped: Counter[Drop] = Counter()
         self.sent: Counter[str] = Counter()
         self._config = config or RplConfig()
         self._random = random
-        self._own_version = INITIAL_SEQUENCE
-        self._version_started = -NEVER
         self._own_configuration = self._config.dodag_configuration()
-        self._dodag = self._own_dodag()
+        self._own = OwnDodag(dodag_id, preference)
+        self._dodag = self._own.dodag
         self._rank = MIN_HOP_RANK_INCREASE
         self._dtsn = INITIAL_SEQUENCE
         self._memory = DodagMemory(
@@ -107,6 +104,11 @@ class RplNode:
         self._datagrams: list[RplDatagram] = []
 
     # What the driver calls.
+
+    @property
+    def black_hole(self) -> IPv6Network:
+        """For which prefix to install an unreachable route; longer prefixes in use override it."""
+        return self.prefix
 
     @property
     def parents(self) -> tuple[int, ...]:
@@ -142,8 +144,8 @@ class RplNode:
 
     def set_preference(self, preference: Preference, now: float) -> None:
         """Change how much this node wants to be the root, as when a registrar starts on it."""
-        if preference != self.preference and self.role is not Role.STOPPED:
-            self.preference = preference
+        if preference != self._own.preference and self.role is not Role.STOPPED:
+            self._own.preference = preference
             if self.role is Role.ROOT:
                 # All of this DODAG must learn of it, and a new version makes the old description void.
                 self._start_version(DodagCause.GLOBAL_REPAIR, now)
@@ -253,7 +255,7 @@ class RplNode:
         """Return all that an operator may want to know."""
         return RplStatus(
             role=self.role,
-            preference=self.preference,
+            preference=self._own.preference,
             dodag_id=self._dodag.dodag_id,
             version=self._dodag.version,
             grounded=self._dodag.grounded,
@@ -296,19 +298,12 @@ class RplNode:
             return
         neighbour.take_dio(dio)
         channel.heard(now)
-        if dio.dodag_id == self.dodag_id:
-            self._hear_own_dodag(dio, now)
+        ours = dio.dodag_id == self.dodag_id and dio.rank != INFINITE_RANK
+        if ours and self._own.overtake(dio.version, now) and self.role is Role.ROOT:
+            self._start_version(DodagCause.OWN_DODAG_HEARD, now)
         if old is not None and old.dtsn != dio.dtsn and channel.interface in self.parents:
             channel.session.start_over(self._announcer.everything(), now + self._config.delay_dao)
         self._evaluate(now)
-
-    def _hear_own_dodag(self, dio: Dio, now: float) -> None:
-        newer = is_newer(dio.version, self._own_version)
-        # At most one a second: a hostile neighbour could ask for ever newer versions.
-        if newer and dio.rank != INFINITE_RANK and now - self._version_started >= 1.0:
-            self._own_version = dio.version
-            if self.role is Role.ROOT:
-                self._start_version(DodagCause.OWN_DODAG_HEARD, now)
 
     def _receive_dis(
         self, channel: Channel, neighbour: Neighbour, dis: Dis, multicast: bool, now: float
@@ -372,20 +367,11 @@ class RplNode:
 
     # DODAG and parents.
 
-    def _own_dodag(self) -> Dodag:
-        return Dodag(
-            self.dodag_id,
-            self._own_version,
-            self.preference.grounded,
-            self.preference,
-            ModeOfOperation.STORING,
-        )
-
     def _evaluate(self, now: float) -> None:
         """Choose DODAG and parents anew from what is known of the neighbours."""
         offers = [offer for channel in self._channels.values() if (offer := channel.offer()) is not None]
         choice = choose(
-            self._own_dodag(),
+            self._own.dodag,
             offers,
             lambda offer: self._memory.allows(offer, now),
             self._announcer.parents,
@@ -394,7 +380,7 @@ class RplNode:
         if choice is not None:
             self._join(choice, now)
         elif self.role is not Role.ROOT:
-            lost = self._dodag.priority > self._own_dodag().priority
+            lost = self._dodag.priority > self._own.dodag.priority
             self._start_version(DodagCause.NO_PARENT if lost else DodagCause.BEST_ROOT, now)
         self._hold_due = self._memory.next_expiry(now)
 
@@ -402,11 +388,10 @@ class RplNode:
         """Become, or be again, the root of a new version of the node's own DODAG."""
         if self.role is not Role.ROOT:
             self._memory.left(self._dodag.dodag_id, now, lost=cause is DodagCause.NO_PARENT)
-        self._own_version = increment(self._own_version)
-        self._version_started = now
+        self._own.new_version(now)
         self._rank = MIN_HOP_RANK_INCREASE
         self._announcer.configuration = self._own_configuration
-        self._change_role(Role.ROOT, self._own_dodag(), cause)
+        self._change_role(Role.ROOT, self._own.dodag, cause)
         self._set_parents((), now)
         self._dio_changed(now)
 

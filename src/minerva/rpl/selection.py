@@ -26,10 +26,12 @@ from ipaddress import IPv6Address
 from math import inf
 
 from minerva.core.backoff import Backoff
-from minerva.rpl.messages import INFINITE_RANK
+from minerva.rpl.config import Preference
+from minerva.rpl.messages import INFINITE_RANK, ModeOfOperation
 from minerva.rpl.options import DodagConfiguration
-from minerva.rpl.sequence import is_newer, is_older
+from minerva.rpl.sequence import INITIAL_SEQUENCE, increment, is_newer, is_older
 
+_VERSION_GAP = 1.0
 MAX_REMEMBERED = 64
 """How many DODAGs a node remembers; the one left longest ago is forgotten first."""
 
@@ -48,6 +50,38 @@ class Dodag:
     def priority(self) -> tuple[int, bool, int]:
         """The greater, the better."""
         return (self.preference, self.grounded, int(self.dodag_id))
+
+
+class OwnDodag:
+    """The DODAG that the node roots when it has no parent, and its version."""
+
+    def __init__(self, dodag_id: IPv6Address, preference: Preference) -> None:
+        self.preference = preference
+        self._dodag_id = dodag_id
+        self._version = INITIAL_SEQUENCE
+        self._since = -inf
+
+    @property
+    def dodag(self) -> Dodag:
+        """The DODAG as the node would describe it in a DIO."""
+        preference = self.preference
+        return Dodag(self._dodag_id, self._version, preference.grounded, preference, ModeOfOperation.STORING)
+
+    def new_version(self, now: float) -> None:
+        """Start a new version: what others know of an older one is void."""
+        self._version = increment(self._version)
+        self._since = now
+
+    def overtake(self, version: int, now: float) -> bool:
+        """Take note of a version of this DODAG that is newer than its root's, from before a restart.
+
+        Return whether there has to be a new version. There is at most one a second, as a hostile neighbour
+        could ask for ever newer ones.
+        """
+        if not is_newer(version, self._version) or now - self._since < _VERSION_GAP:
+            return False
+        self._version = version
+        return True
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +124,9 @@ class DodagMemory:
         self._maximum = hold_down_maximum
         self._stable_after = stable_after
         self._memberships: dict[IPv6Address, _Membership] = {}
+
+    def __len__(self) -> int:
+        return len(self._memberships)
 
     def allows(self, offer: Offer, now: float) -> bool:
         """Return whether the offer meets the feasibility condition and the DODAG's MaxRankIncrease."""
