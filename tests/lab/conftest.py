@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -17,13 +19,19 @@ import pytest
 from minerva.linux import namespace
 
 # Every lab of this test session has its files here, and every process its name in the environment.
-os.environ["MINERVA_LAB_DIR"] = tempfile.mkdtemp(prefix="minerva-labs-")
+_SESSION = Path(tempfile.mkdtemp(prefix="minerva-"))
+atexit.register(shutil.rmtree, _SESSION, ignore_errors=True)
+os.environ["MINERVA_LAB_DIR"] = str(_SESSION / "labs")
 
 
 def minerva(*arguments: object, timeout: float = 200, **kwargs: Any) -> subprocess.CompletedProcess[str]:
     """Run ``minerva`` with ``arguments`` to its end."""
     command = [sys.executable, "-m", "minerva", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False, **kwargs)
+    # What a failed lab keeps of its logs goes where all else of this session goes.
+    environment = os.environ | {"TMPDIR": str(_SESSION)} | kwargs.pop("env", {})
+    return subprocess.run(
+        command, capture_output=True, text=True, timeout=timeout, check=False, env=environment, **kwargs
+    )
 
 
 def lab_run(*arguments: object, **kwargs: Any) -> dict[str, Any]:

@@ -147,6 +147,24 @@ def test_grudging_acceptance() -> None:
     assert bench.take(Dao) == []
 
 
+def test_changes_while_the_parent_is_silent() -> None:
+    """Every DAO supersedes those before, and only the acknowledgement of recent ones counts."""
+    bench = settled(512)
+    for number in range(12):
+        bench.hear(CHILD, dao(240, FIVE, path_sequence=number))
+        bench.wait(0.03)
+    sent = [message.sequence for _, _, message in bench.take(Dao)]
+    assert len(sent) == len(set(sent)) == 12
+    bench.hear(1, DaoAck(sent[0]))
+    bench.hear(1, DaoAck(sent[-2]))
+    bench.wait(0.3)
+    assert bench.last(Dao).sequence == sent[-1]
+    bench.hear(1, DaoAck(sent[-1]))
+    bench.take(Dao)
+    bench.wait(5)
+    assert bench.take(Dao) == []
+
+
 def test_acknowledgement_of_something_else() -> None:
     bench = joined(512)
     bench.wait(0.03)

@@ -61,6 +61,7 @@ def test_root(preference: Preference, bits: int, grounded: bool) -> None:
     ((_, destination, message),) = bench.take(Dio)
     assert destination == ALL_RPL_NODES
     assert message == Dio(240, 256, grounded, 2, bits, 240, BASE + 2, (CONFIGURATION,), instance=0)
+    assert bench.node.black_hole == own_prefix(1)
     assert CONFIGURATION.objective_code_point == 0
     assert CONFIGURATION.path_control_size == 7
     assert CONFIGURATION.dio_redundancy_constant == 0
@@ -380,6 +381,10 @@ def test_configuration_is_asked_for() -> None:
     bench.hear(1, dio(512))
     bench.hear(1, dio(520, configuration=None))
     assert bench.node.role is Role.ROUTER
+    assert bench.take(Dis) == []
+    bench.hear(1, dio(520, version=241, configuration=None))
+    assert [to for _, to, _ in bench.take(Dis)] == [remote(1)]
+    assert bench.node.role is Role.ROOT
 
 
 def test_dis() -> None:

@@ -147,6 +147,7 @@ async def _reach_all(lab: Lab, timeout: float, progress: _Progress) -> _Found:
     problem = None
     try:
         await lab.reach_all(timeout, progress)
+        await lab.settle()
     except LabError as error:
         problem = str(error)
     return report.result(lab, await lab.status(), problem)

@@ -40,6 +40,7 @@ _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}", re.ASCII)
 _PARTS = {"ca", "keys", "nodes"}  # of a lab's directory
 _MAX_SOCKET_PATH = 107  # bytes, of any Unix socket
 _POLL_SECONDS = 0.2
+_SETTLE_SECONDS = 5.0
 
 
 class LabError(MinervaError):
@@ -78,6 +79,16 @@ def nodes_of(lab: str) -> dict[str, LabNode]:
         raise UsageError(f"there is no lab called {lab!r} (standing: {known})")
     paths = sorted((directory / "nodes").glob("*"), key=lambda path: (len(path.name), path.name))
     return {path.name: LabNode(path.name, path) for path in paths}
+
+
+def channel_count(statuses: dict[str, dict[str, Any]]) -> int:
+    """Return how many channels there are, each counted once, that both ends have."""
+    ends: dict[frozenset[str], int] = {}
+    for status in statuses.values():
+        for channel in status.get("channels", []):
+            key = frozenset((channel["local"], channel["peer"]))
+            ends[key] = ends.get(key, 0) + 1
+    return sum(1 for count in ends.values() if count == 2)
 
 
 class Lab:
@@ -232,6 +243,13 @@ class Lab:
             *(asyncio.to_thread(node.ask, command) for node in self.nodes.values())
         )
         return {name: answer or {} for name, answer in zip(self.nodes, answers, strict=True)}
+
+    async def settle(self) -> None:
+        """Wait a moment for channels that nobody needed to be reached: what is there is to be counted."""
+        pairs = sum(len(segment.ends) * (len(segment.ends) - 1) // 2 for segment in self.topology.segments)
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while channel_count(await self.status()) < pairs and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def cut(self, segment: Segment, timeout: float, progress: Callable[[Lab], None]) -> float:
         """Cut a link; return the seconds until all pairs reach each other again.

@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from minerva.lab.lab import PHASES, Lab
+from minerva.lab.lab import PHASES, Lab, channel_count
 from minerva.lab.topology import SegmentKind, describe
 
 _MIB = 1024 * 1024
@@ -41,16 +41,6 @@ def _kib_fields(path: Path) -> dict[str, int]:
         if len(words) == 2 and words[1] == "kB":
             fields[name] = int(words[0])
     return fields
-
-
-def channel_count(statuses: dict[str, dict[str, Any]]) -> int:
-    """Return how many channels there are, each counted once, that both ends have."""
-    ends: dict[frozenset[str], int] = {}
-    for status in statuses.values():
-        for channel in status.get("channels", []):
-            key = frozenset((channel["local"], channel["peer"]))
-            ends[key] = ends.get(key, 0) + 1
-    return sum(1 for count in ends.values() if count == 2)
 
 
 def result(lab: Lab, statuses: dict[str, dict[str, Any]], error: str | None = None) -> dict[str, Any]:

@@ -75,6 +75,7 @@ class Netlink:
         self._where = namespace.name if namespace else "the host"
         self._route = self._connection()
         self._events: Any = None
+        self._dumping = asyncio.Lock()
 
     def _connection(self) -> Any:
         # pyroute2 could enter a namespace by itself, but forks this whole process to do so.
@@ -89,6 +90,12 @@ class Netlink:
             if error.code in accept:
                 return None
             raise LinuxError(f"cannot {what} in {self._where}: {error.args[-1]}") from error
+
+    async def _dump(self, what: str, request: Awaitable[Any]) -> list[Any]:
+        """Return all messages of a dump. The kernel does one at a time for a connection, else it is busy."""
+        async with self._dumping:
+            messages = await self._do(what, request)
+            return [] if messages is None else [message async for message in messages]
 
     async def subscribe(self) -> None:
         """Start to receive what :meth:`link_changes` yields."""
@@ -109,7 +116,9 @@ class Netlink:
 
     async def links(self) -> list[Link]:
         """Return all interfaces."""
-        return [_link(message) async for message in await self._route.get_links()]
+        return [
+            _link(message) for message in await self._dump("list the interfaces", self._route.get_links())
+        ]
 
     async def index_of(self, name: str) -> int:
         """Return the index of the interface called ``name``."""
@@ -197,7 +206,9 @@ class Netlink:
     async def addresses(self, index: int) -> dict[IPv6Address, bool]:
         """Return the IPv6 addresses of an interface, each with whether it was found to be a duplicate."""
         found = {}
-        async for message in await self._route.get_addr(family=_AF_INET6, index=index):
+        for message in await self._dump(
+            "list addresses", self._route.get_addr(family=_AF_INET6, index=index)
+        ):
             flags = message.get_attr("IFA_FLAGS") or message["flags"]
             found[IPv6Address(message.get_attr("IFA_ADDRESS"))] = bool(flags & _IFA_F_DADFAILED)
         return found
@@ -253,7 +264,7 @@ class Netlink:
     async def our_routes(self, table: int = 254) -> list[tuple[IPv6Network, int | None]]:
         """Return the routes that carry our mark in ``table``: prefix and interface index."""
         found = []
-        async for message in await self._route.get_routes(family=_AF_INET6, table=table):
+        for message in await self._dump("list routes", self._route.get_routes(family=_AF_INET6, table=table)):
             if message["proto"] == ROUTE_PROTOCOL:
                 prefix = IPv6Network((message.get_attr("RTA_DST") or "::", message["dst_len"]))
                 found.append((prefix, message.get_attr("RTA_OIF")))
@@ -261,7 +272,7 @@ class Netlink:
 
     async def has_rule(self, preference: int, table: int) -> bool:
         """Return whether the policy rule is there."""
-        async for message in await self._route.get_rules(family=_AF_INET6):
+        for message in await self._dump("list rules", self._route.get_rules(family=_AF_INET6)):
             if message.get_attr("FRA_PRIORITY") == preference and message.get_attr("FRA_TABLE") == table:
                 return True
         return False
@@ -289,7 +300,9 @@ class Netlink:
 
         Return whether there was an entry with a link-layer address.
         """
-        async for message in await self._route.get_neighbours(family=_AF_INET6, ifindex=index):
+        for message in await self._dump(
+            "list neighbours", self._route.get_neighbours(family=_AF_INET6, ifindex=index)
+        ):
             mac = message.get_attr("NDA_LLADDR")
             if mac and IPv6Address(message.get_attr("NDA_DST")) == address:
                 await self._do(

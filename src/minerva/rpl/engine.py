@@ -550,8 +550,6 @@ class RplNode:
 
     def _run(self, now: float) -> None:
         """Send what is due on every channel."""
-        if self.role is Role.STOPPED:
-            return
         for channel in list(self._channels.values()):
             if channel.next_timer <= now:
                 self._run_channel(channel, now)
