@@ -89,7 +89,7 @@ def test_slow_links() -> None:
 
 
 def test_every_link_of_a_ring_cut_and_mended() -> None:
-    """covers: 6.12.1.7-2, 6.12.1.7-3, 6.13.5.2-2"""
+    """covers: 6.12.1.7-2, 6.12.1.7-3"""
     net = Network(6, ring(6))
     net.converge(QUICK)
     for edge in ring(6):

@@ -220,7 +220,7 @@ def test_received_bits_are_shared_out_and_no_others() -> None:
 def test_childs_target() -> None:
     """Acknowledged with its sequence, routed, and announced upwards with the owner's Path Sequence, once.
 
-    covers: R9.2-1, R9.3, R9.5, R9.8
+    covers: R9.3, R9.5, R9.8
     """
     bench = settled(512)
     bench.hear(CHILD, dao(77, FIVE, path_sequence=3))

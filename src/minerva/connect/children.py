@@ -19,7 +19,7 @@ from minerva.core.backoff import Backoff
 
 log = logging.getLogger(__name__)
 
-_FIRST_RESTART, _LAST_RESTART = 0.1, 30.0
+_FIRST_RESTART, _LAST_RESTART = 0.5, 30.0
 _GOOD_RUN = 60.0
 """Seconds of delay before a child is started again, and of a run after which the delays start over."""
 

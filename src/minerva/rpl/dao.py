@@ -52,7 +52,7 @@ Content: TypeAlias = dict[IPv6Network, Announcement | None]
 
 
 class DaoSession:
-    """The DAOs to one neighbour: at most one unacknowledged, and no content it does not supersede."""
+    """The DAOs to one neighbour: each has all that is unacknowledged and fits, so only the last counts."""
 
     def __init__(self, config: RplConfig) -> None:
         self._told: dict[IPv6Network, Announcement] = {}
