@@ -28,7 +28,7 @@ def minerva(*arguments: object, timeout: float = 200, **kwargs: Any) -> subproce
     """Run ``minerva`` with ``arguments`` to its end."""
     command = [sys.executable, "-m", "minerva", *map(str, arguments)]
     # What a failed lab keeps of its logs goes where all else of this session goes.
-    environment = {"TMPDIR": str(_SESSION)} | dict(os.environ)
+    environment = {"TMPDIR": str(_SESSION)} | dict(kwargs.pop("env", os.environ))
     return subprocess.run(
         command, capture_output=True, text=True, timeout=timeout, check=False, env=environment, **kwargs
     )

@@ -101,8 +101,8 @@ def test_what_is_written_is_read() -> None:
     now = 1_767_225_600_123_456_789
     for size in range(10):
         writer.write(size % 2, now + size, bytes(range(size)), original_size=size * 10)
-    writer.write(0, now, b"in", outgoing=False)
-    writer.write(0, now, b"out", outgoing=True)
+    writer.write(0, now + 10, b"in", outgoing=False)
+    writer.write(0, now + 10, b"out", outgoing=True)
     writer.close()
     assert stream.closed
     interfaces, frames = read(stream.content)
@@ -110,7 +110,19 @@ def test_what_is_written_is_read() -> None:
     assert frames[:10] == [
         Frame(size % 2, now + size, bytes(range(size)), size * 10, None) for size in range(10)
     ]
-    assert frames[10:] == [Frame(0, now, b"in", 2, 1), Frame(0, now, b"out", 3, 2)]
+    assert frames[10:] == [Frame(0, now + 10, b"in", 2, 1), Frame(0, now + 10, b"out", 3, 2)]
+
+
+def test_frames_of_several_sockets_are_put_in_order() -> None:
+    stream = Stream()
+    writer = PcapngWriter(stream)
+    for name in ("p0", "p1"):
+        writer.add_interface(name, LinkType.ETHERNET)
+    for interface, when in ((0, 1), (0, 5), (1, 2), (1, 4)):
+        writer.write(interface, when, b"x")
+    writer.flush()
+    _, frames = read(stream.content)
+    assert [(frame.interface, frame.time_ns) for frame in frames] == [(0, 1), (1, 2), (1, 4), (0, 5)]
 
 
 def test_only_whole_blocks_reach_the_file(tmp_path: Path) -> None:

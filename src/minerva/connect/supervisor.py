@@ -39,6 +39,7 @@ _DEBOUNCE_SECONDS = 0.05
 _GOODBYE_SECONDS = 1.5
 _NUMBERS_PER_ABUTMENT = 1 << 40  # so that what one numbered is never taken for what its successor did
 _MAX_SIGNING = 64
+_MAX_WORK = 20_000
 _MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
 _SLOW_LINK_MBIT = 100
 _FAST, _SLOW = 1, 5  # rank factors (RFC 8994 section 6.12.1.6)
@@ -303,6 +304,8 @@ class Supervisor:
             self._close_channel(number, "the abutment was started again")
 
     def _from_abutment(self, message: Message) -> bool:
+        if self._acp_work.qsize() > _MAX_WORK:
+            return False
         match message:
             case m.SignRequest():
                 self._ask_signer(message)
@@ -446,6 +449,8 @@ class Supervisor:
         )
 
     def _from_plane(self, message: Message) -> bool:
+        if self._acp_work.qsize() > _MAX_WORK:
+            return False  # more than any change of the network makes: it has been taken over, or is broken
         match message:
             case m.RouteAdd():
                 self._acp_work.put_nowait(self._add_route(message))

@@ -91,6 +91,13 @@ def channel_count(statuses: dict[str, dict[str, Any]]) -> int:
     return sum(1 for count in ends.values() if count == 2)
 
 
+def _drain(captures: list[Capture], writer: PcapngWriter) -> None:
+    """Write what is waiting on all sockets of a segment, in the order in which it passed."""
+    for capture in captures:
+        capture.drain(flush=False)
+    writer.flush()
+
+
 class Lab:
     """One lab. Use :meth:`build`, :meth:`start`, :meth:`reach_all`, and :meth:`close` in any case."""
 
@@ -165,11 +172,14 @@ class Lab:
             for segment in self.topology.segments:
                 writer = PcapngWriter((directory / f"{segment.name}.pcap").open("wb"))
                 self._writers.append(writer)
+                captures: list[Capture] = []
                 for where, interface, incoming_only in self.network.capture_points(segment):
                     with where.entered():
                         capture = Capture(interface, writer, incoming_only=incoming_only)
-                    self._captures.append(capture)
-                    asyncio.get_running_loop().add_reader(capture.fileno(), capture.drain)
+                    captures.append(capture)
+                for capture in captures:
+                    asyncio.get_running_loop().add_reader(capture.fileno(), _drain, captures, writer)
+                self._captures += captures
         except OSError as error:
             raise UsageError(f"cannot write captures to {directory}: {error.strerror}") from error
 
@@ -289,9 +299,8 @@ class Lab:
             for capture in self._captures:
                 asyncio.get_running_loop().remove_reader(capture.fileno())
                 stack.callback(capture.close)
-            for capture in self._captures:
-                while capture.drain():
-                    pass
+            while sum(capture.drain(flush=False) for capture in self._captures):
+                pass
 
     def _keep_logs(self) -> Path | None:
         """Copy the logs of all nodes to where they stay; return where, if there are any."""

@@ -34,8 +34,9 @@ class LinkType(IntEnum):
 class PcapngWriter:
     """Writes a pcapng file to ``stream``, which it owns, in whole blocks.
 
-    Frames are gathered and written by :meth:`flush` in one piece, so that who reads the file while it grows,
-    or after a crash, never finds half a frame. It has no lock: write from one thread.
+    Frames are gathered and written by :meth:`flush` in one piece and in the order of their times, so that
+    who reads the file while it grows, or after a crash, never finds half a frame, and frames of several
+    sockets stand in the order in which they passed. It has no lock: write from one thread.
     """
 
     _SECTION_HEADER, _INTERFACE, _ENHANCED_PACKET = 0x0A0D0D0A, 1, 6
@@ -43,7 +44,7 @@ class PcapngWriter:
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
-        self._pending: list[bytes] = []
+        self._pending: list[tuple[int, bytes]] = []  # time and block
         self._pending_size = 0
         self._interfaces = 0
         # Byte order mark, version 1.0, and a section of unknown length.
@@ -82,13 +83,15 @@ class PcapngWriter:
         options = b""
         if outgoing is not None:
             options = _option(self._EPB_FLAGS, struct.pack("<I", 2 if outgoing else 1)) + _END_OF_OPTIONS
-        self._add(self._ENHANCED_PACKET, header + _padded(frame) + options)
+        self._add(self._ENHANCED_PACKET, header + _padded(frame) + options, time_ns)
         if self._pending_size >= _PENDING:
             self.flush()
 
     def flush(self) -> None:
         """Write all that was gathered. Raises OSError when the file cannot be written."""
-        data = b"".join(self._pending)
+        # What is no frame has the time 0: descriptions come before what they describe.
+        self._pending.sort(key=lambda block: block[0])
+        data = b"".join(block for _, block in self._pending)
         self._pending.clear()
         self._pending_size = 0
         self._stream.write(data)
@@ -101,9 +104,9 @@ class PcapngWriter:
         finally:
             self._stream.close()
 
-    def _add(self, kind: int, body: bytes) -> None:
+    def _add(self, kind: int, body: bytes, time_ns: int = 0) -> None:
         size = struct.pack("<I", len(body) + 12)
-        self._pending.append(struct.pack("<I", kind) + size + body + size)
+        self._pending.append((time_ns, struct.pack("<I", kind) + size + body + size))
         self._pending_size += len(body) + 12
 
 
@@ -180,15 +183,16 @@ class Capture:
         self._drops += struct.unpack("@II", statistics)[1]
         return self._drops
 
-    def drain(self, limit: int = 1024) -> int:
+    def drain(self, limit: int = 1024, *, flush: bool = True) -> int:
         """Write the frames that are waiting, at most ``limit``, to the file; return how many were read.
 
+        Without ``flush`` they are only handed to the writer, to be put in order with those of others.
         Raises OSError when the file cannot be written.
         """
         count = 0
         while count < limit and self._read():
             count += 1
-        if count:
+        if count and flush:
             self._writer.flush()
         return count
 
