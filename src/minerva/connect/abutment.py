@@ -13,7 +13,7 @@ import random
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -42,7 +42,8 @@ from minerva.pki.membership import Member, check_membership
 
 log = logging.getLogger(__name__)
 
-_EXPIRY_SECONDS = 1.0
+_EXPIRY_SECONDS = 5.0  # the longest time between two looks, should somebody set the clock
+_LAST_SECOND = timedelta(seconds=1)  # that of notAfter is still within the validity (RFC 5280 4.1.2.5)
 _GOODBYE_SECONDS = 0.3
 
 _Peer = tuple[int, IPv6Address]  # a neighbour: number of the port, link-local address
@@ -118,7 +119,8 @@ class Abutment(Child):
         self._limit = ResponderLimit()
         self._limited = 0
         self._adjacency_timer: asyncio.TimerHandle | None = None
-        self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
+        self._expiry_timer: asyncio.TimerHandle | None = None
+        self._check_expiry()
 
     # --- messages --------------------------------------------------------------------------------------
 
@@ -321,6 +323,7 @@ class Abutment(Child):
         self._adjacency.connected(
             port.number, event.address, (port.number, event.sa), event.initiator, identity, now
         )
+        self._check_expiry()
 
     def _closed(self, port: _Port, event: ike.Closed, now: float) -> None:
         assert self._adjacency is not None
@@ -361,13 +364,17 @@ class Abutment(Child):
 
     def _check_expiry(self) -> None:
         """End what was authenticated by a certificate that has expired (RFC 8994 section 6.8.2)."""
-        self._loop.call_later(_EXPIRY_SECONDS, self._check_expiry)
-        # The second of notAfter is still within the validity (RFC 5280 section 4.1.2.5).
-        when = datetime.now(UTC).replace(microsecond=0)
+        if self._expiry_timer is not None:
+            self._expiry_timer.cancel()
+        when, again = datetime.now(UTC), _EXPIRY_SECONDS
         for (number, _), channel in list(self._channels.items()):
             for sa, connection in list(channel.connections.items()):
-                if when > connection.expires:
+                left = (connection.expires + _LAST_SECOND - when).total_seconds()
+                if left <= 0:
                     self._close_connection((number, sa), "the peer's certificate has expired")
+                else:
+                    again = min(again, left)
+        self._expiry_timer = self._loop.call_later(again, self._check_expiry)
 
     # --- state -----------------------------------------------------------------------------------------
 

@@ -78,7 +78,7 @@ class Supervisor:
         self._milestones: dict[str, float] = {}
         self._control = ControlServer(
             run_dir / leftovers.CONTROL_SOCKET,
-            {"status": self._status, "milestones": self._tell_milestones, "stop": self._stop_command},
+            {"status": self._status, "milestones": self._tell_milestones},
         )
 
     # --- life ------------------------------------------------------------------------------------------
@@ -140,10 +140,6 @@ class Supervisor:
 
     async def _tell_milestones(self, _: dict[str, Any]) -> dict[str, Any]:
         return {"started": self._started, "milestones": self._milestones}
-
-    async def _stop_command(self, _: dict[str, Any]) -> dict[str, Any]:
-        self._stop.set()
-        return {"stopping": True}
 
     # --- children --------------------------------------------------------------------------------------
 
