@@ -141,7 +141,7 @@ def test_table_after_authentication() -> None:
 def test_back_off() -> None:
     """10, 20, 40 ... 640, 640 seconds after each failed attempt of ours.
 
-    covers: 6.7-2
+    covers: 6.7-2, 6.2.3-5
     """
     core = _node()
     core.heard(1, PEER, METHODS, FOREVER, 0.0)

@@ -85,7 +85,7 @@ def test_subnets_are_external() -> None:
 def test_retransmission() -> None:
     """Three repetitions of the same DAO, 256 ms apart, then an event and a longer pause.
 
-    covers: 6.12.1.4-1, R9.3
+    covers: 6.12.1.4-1, R9.3, RPL-ACP
     """
     bench = joined(512)
     bench.wait(1.1)

@@ -241,9 +241,10 @@ class Lab:
         for name, answer in (await self._ask("milestones")).items():
             if answer:
                 offset = answer["started"] - self.nodes[name].started
+                # Only the first of each kind counts, so what is known stays (after a cut, "reachable").
                 self.milestones[name] = {
                     phase: seconds + offset for phase, seconds in answer["milestones"].items()
-                }
+                } | self.milestones.get(name, {})
         for (name, _), (when, _) in sorted(self.pinger.reached.items(), key=lambda item: item[1]):
             self.milestones.setdefault(name, {}).setdefault("reachable", when - self.nodes[name].started)
 

@@ -88,7 +88,7 @@ def table(lab: Lab) -> str:
             else:
                 cells.append("-")
         lines.append(f"{source:>{width}}  " + " ".join(f"{cell:>{width}}" for cell in cells))
-    return "\n".join(lines)
+    return "\n".join(["Round trips in milliseconds, from the node on the left to the one above:", "", *lines])
 
 
 def summary(lab: Lab, found: dict[str, Any]) -> str:
