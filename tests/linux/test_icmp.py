@@ -90,6 +90,18 @@ def forge(message: bytes, source: IPv6Address, destination: IPv6Address) -> None
         sock.sendto(message, (str(destination), 0))
 
 
+def when_usable(address: IPv6Address) -> EchoSocket:
+    """Return a socket on a link-local address of lo, usable a moment after it is set."""
+    deadline = time.monotonic() + 10
+    while True:
+        try:
+            return EchoSocket(address, scope=1)
+        except OSError as error:
+            if error.errno != errno.EADDRNOTAVAIL or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
+
+
 @pytest.mark.root
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root to make a network namespace")
 class TestEchoSocket:
@@ -202,7 +214,7 @@ class TestEchoSocket:
             address = IPv6Address("fe80::1")
             with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as control:
                 fcntl.ioctl(control, 0x8916, struct.pack("16sIi", address.packed, 64, 1))
-            echo = EchoSocket(address, scope=1)
+            echo = when_usable(address)
             echo.send(address, 7, 1, scope=1)
             assert [answer.source for answer in echo.receive()] == [address]
             echo.close()

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
@@ -229,7 +229,8 @@ class Lab:
             await self._poll()
             for name in set(self.nodes) - self.pinger.nodes:
                 if self.milestones.get(name, {}).get("acp0") is not None:
-                    self.pinger.add(name, self.network.hosts[name], self.addresses[name])
+                    with suppress(OSError):  # the kernel makes an address usable a moment after it is set
+                        self.pinger.add(name, self.network.hosts[name], self.addresses[name])
             if self.pinger.nodes == set(self.nodes) and all(
                 "routed" in self.milestones.get(name, {}) for name in self.nodes
             ):
