@@ -25,7 +25,8 @@ from minerva.ikev2.payloads import (
     IdentificationResponder,
     Payload,
 )
-from minerva.pki.errors import MembershipError
+from minerva.pki.certificates import UNREADABLE, load_certificate
+from minerva.pki.errors import CertificateError, MembershipError
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member
 from minerva.pki.path import MAX_CERTIFICATES
@@ -89,8 +90,8 @@ def read_certificates(payloads: Sequence[Payload]) -> list[x509.Certificate]:
             f"the peer sent {len(encoded)} X.509 certificates; 1 to {MAX_CERTIFICATES} are accepted"
         )
     try:
-        return [x509.load_der_x509_certificate(data) for data in encoded]
-    except (ValueError, x509.InvalidVersion, UnsupportedAlgorithm) as error:
+        return [load_certificate(data) for data in encoded]
+    except CertificateError as error:
         raise _failed(f"a certificate of the peer cannot be read: {error}") from error
 
 
@@ -100,7 +101,7 @@ def describe_certificates(certificates: Sequence[x509.Certificate]) -> PeerCerti
         leaf = certificates[0]
         anchors = tuple(_name(c.subject) for c in certificates[1:] if c.subject == c.issuer)
         return PeerCertificate(_name(leaf.subject), _name(leaf.issuer), anchors)
-    except ValueError:
+    except UNREADABLE:
         return None
 
 
