@@ -97,6 +97,8 @@ def test_what_status_says_is_what_the_kernel_has(host: Namespace, directory: Pat
     covers: 6.10-1, 6.11-1, 6.13.5.1-1, 6.12.1.11-2, 6.11.3-1, 6.13.2-1
     """
     with node(host, directory) as process:
+        # acp0 may be there before the ports are.
+        wait_for_ports(directory, {"eth0", "eth1"})
         found = status(directory)
         acp = found["acp0"]
         assert acp["guard"] == "in place"

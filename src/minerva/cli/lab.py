@@ -105,7 +105,7 @@ def run(
     """
     from minerva.lab import report
     from minerva.lab.lab import Lab, LabError
-    from minerva.lab.topology import find_link, parse_topology
+    from minerva.lab.topology import describe, draw, find_link, parse_topology
 
     _need_root()
     if keylog and pcap is None:
@@ -116,7 +116,7 @@ def run(
     progress = _Progress()
 
     async def work() -> _Found:
-        progress.note(f"building {wanted.name}: {len(wanted.nodes)} nodes, {len(wanted.segments)} links")
+        progress.note(f"building {describe(wanted)}\n{draw(wanted)}")
         await network.build()
         if pcap is not None:
             network.capture(pcap)

@@ -31,17 +31,7 @@ _DEFAULT = IPv6Network("::/0")
 _UNIQUE_LOCAL = IPv6Network("fc00::/7")
 
 ACP_SYSCTLS: dict[str, str | int] = {
-    **{
-        f"ipv6/conf/{which}/{name}": value
-        for which in ("all", "default")
-        for name, value in {
-            "disable_ipv6": 0,
-            "accept_ra": 0,
-            "accept_redirects": 0,
-            "autoconf": 0,
-        }.items()
-    },
-    "ipv6/conf/default/addr_gen_mode": 1,
+    **namespace.NOTHING_LEARNT,
     "ipv6/conf/all/forwarding": 1,
 }
 

@@ -40,18 +40,8 @@ _ATTEMPTS_IN_A_ROW = 8
 _RETRY_SECONDS, _LONG_RETRY_SECONDS = 10.0, 300.0
 
 LINK_SYSCTLS: dict[str, str | int] = {
-    **{
-        f"ipv6/conf/{which}/{name}": value
-        for which in ("all", "default")
-        for name, value in {
-            "disable_ipv6": 0,
-            "accept_ra": 0,
-            "accept_redirects": 0,
-            "autoconf": 0,
-            "forwarding": 0,
-        }.items()
-    },
-    "ipv6/conf/default/addr_gen_mode": 1,
+    **namespace.NOTHING_LEARNT,
+    "ipv6/conf/all/forwarding": 0,
     "ipv6/conf/default/optimistic_dad": 1,
     "ipv6/conf/all/optimistic_dad": 1,
     "ipv6/conf/default/use_optimistic": 1,
@@ -59,6 +49,7 @@ LINK_SYSCTLS: dict[str, str | int] = {
     "ipv6/icmp/echo_ignore_all": 1,
     "ipv4/conf/all/arp_ignore": 8,
 }
+
 DEVICE_SYSCTLS: dict[str, str | int] = {
     # Two nodes with optimistic addresses cannot resolve each other (their solicitations carry no link-layer
     # address, RFC 4429 section 3.2), so duplicate address detection must not take its usual second.

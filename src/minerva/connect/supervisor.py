@@ -31,6 +31,7 @@ from minerva.linux.firewall import guard_policy
 from minerva.linux.netlink import Netlink
 from minerva.pki.certificates import dump_pem
 from minerva.pki.identity import Identity
+from minerva.rpl.config import HIGH_SPEED_FACTOR, LOW_SPEED_FACTOR, Preference
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +43,6 @@ _MAX_SIGNING = 64
 _MAX_WORK = 20_000
 _MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
 _SLOW_LINK_MBIT = 100
-_FAST, _SLOW = 1, 5  # rank factors (RFC 8994 section 6.12.1.6)
-_PREFERENCE_ROOT, _PREFERENCE_DEFAULT = 4, 1  # RFC 8994 section 6.12.1.12
 
 
 class Supervisor:
@@ -431,7 +430,7 @@ class Supervisor:
         assert self._acp.namespace is not None
         with self._acp.namespace.entered():
             sock = sockets.rpl_socket()
-        preference = _PREFERENCE_ROOT if self._config.rpl.root else _PREFERENCE_DEFAULT
+        preference = Preference.CONFIGURED_ROOT if self._config.rpl.root else Preference.DEFAULT
         self._children["plane"].send(
             m.PlaneStart(self._acp.address.address, self._acp.address.prefix, preference), [sock.fileno()]
         )
@@ -530,4 +529,4 @@ def _rank_factor(port: Port) -> int:
         speed = int((device / "speed").read_text()) if device is not None else 0
     except (OSError, ValueError):
         speed = 0  # not a kind of interface that has one
-    return _SLOW if 0 < speed <= _SLOW_LINK_MBIT else _FAST
+    return LOW_SPEED_FACTOR if 0 < speed <= _SLOW_LINK_MBIT else HIGH_SPEED_FACTOR

@@ -143,6 +143,22 @@ def names(prefix: str) -> list[str]:
     return sorted(path.name for path in RUN_NETNS.iterdir() if path.name.startswith(prefix))
 
 
+NOTHING_LEARNT: dict[str, str | int] = {
+    **{
+        f"ipv6/conf/{which}/{name}": value
+        for which in ("all", "default")
+        for name, value in {
+            "disable_ipv6": 0,
+            "accept_ra": 0,
+            "accept_redirects": 0,
+            "autoconf": 0,
+        }.items()
+    },
+    "ipv6/conf/default/addr_gen_mode": 1,
+}
+"""Settings of a namespace with IPv6 in which no address or route comes from anybody but us."""
+
+
 def write_sysctls(settings: dict[str, str | int], *, optional: frozenset[str] = frozenset()) -> None:
     """Write ``/proc/sys/net`` settings of the calling thread's namespace, in the order given.
 
