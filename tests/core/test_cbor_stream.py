@@ -89,6 +89,14 @@ def test_an_item_that_grows_too_large_is_refused() -> None:
         scanner.feed(bytes(1))
 
 
+def test_what_came_before_the_break_is_not_lost() -> None:
+    scanner = ItemScanner()
+    assert scanner.feed(b"\x01\x02\xff\x03") == [b"\x01", b"\x02"]
+    assert scanner.broken is not None
+    with pytest.raises(cbor.CborError):
+        scanner.feed(b"\x03")
+
+
 def test_depth_is_bounded() -> None:
     with pytest.raises(cbor.CborError, match="levels deep"):
         ItemScanner(max_depth=16).feed(b"\x81" * 17)

@@ -24,7 +24,7 @@ _INDEFINITE = -1
 class ItemScanner:
     """Cuts a byte stream into CBOR items of at most ``max_size`` bytes and ``max_depth`` levels."""
 
-    __slots__ = ("_buffer", "_depth", "_max_depth", "_max_size", "_open", "_position")
+    __slots__ = ("_buffer", "_max_depth", "_max_size", "_open", "_position", "broken")
 
     def __init__(self, *, max_size: int = MAX_SIZE, max_depth: int = MAX_DEPTH) -> None:
         self._max_size = max_size
@@ -32,6 +32,7 @@ class ItemScanner:
         self._buffer = bytearray()
         self._position = 0  # where the next head, or the rest of a string, begins
         self._open: list[int] = []  # items still missing in each container that is open, outermost first
+        self.broken: CborError | None = None
 
     @property
     def pending(self) -> int:
@@ -41,17 +42,25 @@ class ItemScanner:
     def feed(self, data: bytes) -> list[bytes]:
         """Take the next bytes of the stream and return the items that are now complete.
 
-        Raises :class:`CborError` where no item can come of it any more; the stream is then of no use. Items
-        that were complete before that are lost with it.
+        Raises :class:`CborError` where no item can come of the stream any more. Items that were complete
+        before that point are returned first: then ``broken`` is set, and the next call raises.
         """
+        if self.broken is not None:
+            raise self.broken
         self._buffer += data
-        items = []
-        while self._scan():
-            items.append(bytes(self._buffer[: self._position]))
-            del self._buffer[: self._position]
-            self._position = 0
-        if len(self._buffer) > self._max_size:
-            raise CborError(f"CBOR item of more than {self._max_size} bytes")
+        items: list[bytes] = []
+        try:
+            while self._scan():
+                items.append(bytes(self._buffer[: self._position]))
+                del self._buffer[: self._position]
+                self._position = 0
+            if len(self._buffer) > self._max_size:
+                raise CborError(f"CBOR item of more than {self._max_size} bytes")
+        except CborError as error:
+            self.broken = error
+            self._buffer.clear()
+            if not items:
+                raise
         return items
 
     def _scan(self) -> bool:
