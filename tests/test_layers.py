@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "minerva"
 
-PROTOCOLS = {"grasp", "adjacency", "ikev2", "esp", "rpl"}
+PROTOCOLS = {"grasp", "adjacency", "ikev2", "esp", "rpl", "tls"}
 MAY_IMPORT = {
     "core": set(),
     "pki": {"core"},
