@@ -18,9 +18,10 @@ TLS12_SUITES: Final = ("ECDHE-ECDSA-AES256-GCM-SHA384", "ECDHE-RSA-AES256-GCM-SH
 TLS13_SUITES: Final = ("TLS_AES_256_GCM_SHA384", "TLS_CHACHA20_POLY1305_SHA256")
 """The suites of TLS 1.3: the one that section 6.1 demands and its one exception."""
 
-GROUPS: Final = ("P-256", "P-384", "X25519")
+GROUPS: Final = ("P-256", "P-384", "X25519", "P-521")
 """The groups for key agreement. P-256 comes first because section 6.1 demands it of everybody: the share that
-a client sends at once is then never the wrong one, which would cost a round trip."""
+a client sends at once is then never the wrong one, which would cost a round trip. P-521 is here because in
+TLS 1.2 a certificate with a key on a curve that is not offered cannot be used (RFC 8422 section 5.1)."""
 
 SIGNATURE_ALGORITHMS: Final = (
     *("ECDSA+SHA256", "ECDSA+SHA384", "ECDSA+SHA512"),
