@@ -16,9 +16,10 @@ MAY_IMPORT = {
     **{protocol: {"core", "pki"} for protocol in PROTOCOLS},
     "linux": {"core"},
     "sim": {"core", "pki", *PROTOCOLS},
-    "connect": {"core", "pki", "linux", *PROTOCOLS},
-    "lab": {"core", "pki", "linux", "connect", *PROTOCOLS},
-    "cli": {"core", "pki", "linux", "connect", "lab", "sim", *PROTOCOLS},
+    "asa": {"core", "grasp"},
+    "connect": {"core", "pki", "linux", "asa", *PROTOCOLS},
+    "lab": {"core", "pki", "linux", "asa", "connect", *PROTOCOLS},
+    "cli": {"core", "pki", "linux", "asa", "connect", "lab", "sim", *PROTOCOLS},
 }
 SANS_IO = {"core", "sim", *PROTOCOLS}
 FORBIDDEN_IN_CORES = {"asyncio", "socket", "time", "os", "threading", "subprocess", "select", "logging"}

@@ -1,0 +1,194 @@
+"""The frames between an ASA's process and the node, on the node's API socket.
+
+The socket is a Unix stream socket. Both ways travel bare CBOR items, as in GRASP itself::
+
+    request   = [id, function: tstr, arguments: [*any]]
+    reply     = [id, errorcode: uint, result: any, reason: tstr]
+    event     = [0, kind: tstr, content: any]
+    id        = 1..18446744073709551615
+
+A process numbers its requests as it likes, but never two alike of those that are under way. Each request
+gets one reply, in whatever order. ``result`` is null where ``errorcode`` (RFC 8991 appendix A) is not 0.
+Elements after those that are defined are ignored. Used by both ends; docs/asa.md lists the functions.
+"""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from minerva.core import cbor
+from minerva.core.cbor_stream import ItemScanner
+from minerva.core.errors import DecodeError
+from minerva.grasp.api import ErrorCode
+from minerva.grasp.errors import GraspError
+from minerva.grasp.options import check_array, check_text, check_uint
+
+API_SOCKET: Final = "grasp.sock"
+"""The name of the socket in the node's run directory."""
+
+DEFAULT_RUN_DIR: Final = "/run/minerva"
+"""Where a node has its sockets unless it is told otherwise."""
+
+MAX_FRAME: Final = 256 << 10
+"""The largest frame either way, in bytes."""
+
+MAX_FRAME_DEPTH: Final = cbor.MAX_DEPTH + 4
+"""The deepest nesting in a frame: a value lies up to four levels deeper here than in a GRASP message."""
+
+TRACE: Final = "trace"
+"""The kind of the events that ``trace`` switches on; and that function's name."""
+
+_EVENT_ID = 0
+_MAX_ID = 0xFFFF_FFFF_FFFF_FFFF
+_MAX_ERRORCODE = 0xFFFF_FFFF
+
+
+class ApiError(GraspError):
+    """A frame of the API socket cannot be made, or is not one."""
+
+
+class ApiDecodeError(DecodeError, ApiError):
+    """Bytes that are not an acceptable frame."""
+
+
+def _encode(item: list[Any]) -> bytes:
+    try:
+        data = cbor.dumps(item)
+        # What the other end would refuse must not be sent: it ends the connection, and all that is under way.
+        if len(data) <= MAX_FRAME:
+            cbor.loads(data, max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
+            return data
+    except Exception as error:
+        # The value is any Python object, so encoding runs code of the caller's: no list of types is complete.
+        raise ApiError(f"this cannot be said in CBOR: {error}") from error
+    raise ApiError(f"{len(data)} bytes of CBOR are more than the {MAX_FRAME} that the API takes")
+
+
+def _decode(data: bytes, least: int, what: str) -> tuple[int, list[Any]]:
+    """Return the id of a frame and the elements after it."""
+    try:
+        item = cbor.loads(data, max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
+        identifier, *rest = check_array(item, least, what)
+        return check_uint(identifier, _MAX_ID, f"id of the {what}"), rest
+    except (DecodeError, GraspError) as error:
+        raise ApiDecodeError(str(error)) from error
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """``[id, function, arguments]``: a call of the function of RFC 8991, or of ours, of that name."""
+
+    id: int
+    function: str
+    arguments: list[Any] = field(default_factory=list)
+
+    def encode(self) -> bytes:
+        """Return the frame. Raises :class:`ApiError`."""
+        return _encode([self.id, self.function, self.arguments])
+
+    @classmethod
+    def decode(cls, data: bytes) -> Request:
+        """Return the request that ``data`` is. Raises :class:`ApiDecodeError`."""
+        identifier, (function, arguments, *_) = _decode(data, 3, "request")
+        try:
+            check_text(function, "function of the request")
+            check_array(arguments, 0, "arguments of the request")
+        except GraspError as error:
+            raise ApiDecodeError(str(error)) from error
+        if identifier == _EVENT_ID:
+            raise ApiDecodeError("a request has the id 0, which is for events")
+        return cls(identifier, function, arguments)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """``[id, errorcode, result, reason]``: what the request ``id`` ended with."""
+
+    id: int
+    code: ErrorCode
+    result: Any = None
+    reason: str = ""
+
+    def encode(self) -> bytes:
+        """Return the frame. Raises :class:`ApiError`."""
+        return _encode([self.id, int(self.code), self.result, self.reason])
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """``[0, kind, content]``: what the node tells without having been asked."""
+
+    kind: str
+    content: Any
+
+    def encode(self) -> bytes:
+        """Return the frame. Raises :class:`ApiError`."""
+        return _encode([_EVENT_ID, self.kind, self.content])
+
+
+def decode_from_node(data: bytes) -> Reply | Event:
+    """Return the reply or event that ``data`` is. Raises :class:`ApiDecodeError`."""
+    identifier, rest = _decode(data, 3, "frame of the node")
+    try:
+        if identifier == _EVENT_ID:
+            return Event(check_text(rest[0], "kind of the event"), rest[1])
+        number, result, reason = check_array(rest, 3, "rest of the reply")[:3]
+        check_text(reason, "reason of the reply")
+        number = check_uint(number, _MAX_ERRORCODE, "errorcode")
+    except GraspError as error:
+        raise ApiDecodeError(str(error)) from error
+    if number not in tuple(ErrorCode):  # of a node that is newer than we are
+        return Reply(identifier, ErrorCode.unspec, None, reason or f"error {number}")
+    return Reply(identifier, ErrorCode(number), result, reason)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceRecord:
+    """``[time, where, direction, message]``, the content of a trace event: a GRASP message seen by the node.
+
+    ``time`` is in seconds since 1970, ``where`` says at which interface or peer, ``direction`` is ``in`` or
+    ``out``, ``message`` the CBOR of it.
+    """
+
+    time: float
+    where: str
+    direction: str
+    message: bytes
+
+    def to_cbor(self) -> list[Any]:
+        """Return the record as a CBOR item."""
+        return [self.time, self.where, self.direction, self.message]
+
+    @classmethod
+    def from_cbor(cls, item: Any) -> TraceRecord:
+        """Return the record that ``item`` is. Raises :class:`GraspError`."""
+        time, where, direction, message = check_array(item, 4, "trace record")[:4]
+        if not isinstance(time, float | int) or not isinstance(message, bytes):
+            raise ApiDecodeError(f"{reprlib.repr(item)} is not a trace record")
+        return cls(
+            float(time),
+            check_text(where, "place of the trace record"),
+            check_text(direction, "direction of the trace record"),
+            message,
+        )
+
+
+class FrameScanner:
+    """Cuts the stream of one direction into frames, not yet decoded."""
+
+    __slots__ = ("_scanner",)
+
+    def __init__(self) -> None:
+        self._scanner = ItemScanner(max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
+
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Yield the frames that ``data`` completes. Raises :class:`ApiDecodeError` if no more can come."""
+        try:
+            yield from self._scanner.feed(data)
+        except cbor.CborError as error:
+            raise ApiDecodeError(str(error)) from error
+        if self._scanner.broken is not None:
+            raise ApiDecodeError(str(self._scanner.broken)) from self._scanner.broken

@@ -1,0 +1,371 @@
+"""The node's end of the API socket: frames of local processes, calls of the GRASP engine.
+
+Each connection is one client of the engine, with a number that is never used again. What clients send is
+not trusted further than the socket's permissions go: nothing of it raises here, and what each may have under
+way, or leave unread, is bounded. Frames are those of :mod:`minerva.asa.protocol`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import grp
+import itertools
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from minerva.asa.protocol import (
+    API_SOCKET,
+    TRACE,
+    ApiError,
+    Event,
+    FrameScanner,
+    Reply,
+    Request,
+    TraceRecord,
+)
+from minerva.core.errors import UsageError
+from minerva.grasp.api import ErrorCode
+
+log = logging.getLogger(__name__)
+
+API_GROUP = "minerva"
+"""Members of this group may use the API, besides root."""
+
+MAX_CONNECTIONS = 64
+MAX_REQUESTS = 256
+"""Requests under way per connection."""
+
+MAX_OUTPUT = 1 << 20
+"""Bytes that a connection may leave unread before it is closed."""
+
+MAX_TRACE_OUTPUT = MAX_OUTPUT // 4
+"""Bytes unread from which on trace events are dropped: replies matter more."""
+
+_READ = 4096
+"""Bytes taken from a connection at a time, so that one client cannot keep the process to itself."""
+
+_BACKLOG = 2 * MAX_CONNECTIONS
+
+_NO_DESCRIPTORS_PAUSE = 1.0
+"""Seconds without accepting when the process is out of descriptors or memory."""
+
+
+class Engine(Protocol):
+    """What this needs of the GRASP engine; it answers each call, at once or later, with an ``Answer``."""
+
+    tracing: bool
+
+    def call(self, client: int, request: int, function: str, arguments: list[Any], now: float) -> None:
+        """Do what an ASA of ``client`` asks; the answer carries the number ``request``."""
+
+    def client_gone(self, client: int, now: float) -> None:
+        """End all that belongs to ``client``."""
+
+
+class AnswerEvent(Protocol):
+    """The engine's answer to a call."""
+
+    @property
+    def client(self) -> int:
+        """Whose call."""
+
+    @property
+    def request(self) -> int:
+        """Which of its calls."""
+
+    @property
+    def code(self) -> ErrorCode:
+        """How it ended."""
+
+    @property
+    def result(self) -> Any:
+        """What it returns, in CBOR form."""
+
+    @property
+    def reason(self) -> str:
+        """Why it failed, if there is more to say than the code does."""
+
+
+@runtime_checkable
+class TracedEvent(Protocol):
+    """A message that the engine received or sent while ``tracing``."""
+
+    @property
+    def where(self) -> str:
+        """The interface or the peer."""
+
+    @property
+    def direction(self) -> str:
+        """``in`` or ``out``."""
+
+    @property
+    def data(self) -> bytes:
+        """The message."""
+
+
+@dataclass(slots=True)
+class ApiCounters:
+    """What went on at the API socket."""
+
+    connections: int = 0
+    refused: int = 0  # more connections than MAX_CONNECTIONS
+    requests: int = 0
+    too_many_requests: int = 0  # refused, more than MAX_REQUESTS
+    malformed: int = 0  # connections closed for it
+    slow: int = 0  # connections closed because they did not read
+    trace_dropped: int = 0
+    too_large: int = 0  # answers that fit into no frame
+    unexpected_answers: int = 0
+
+
+def open_api_socket(run_dir: Path) -> socket.socket:
+    """Return a socket that listens as the API socket in ``run_dir``. One left there before is replaced.
+
+    It is for root and the group ``minerva``; where there is no such group, for root alone. Raises UsageError.
+    """
+    path = run_dir / API_SOCKET
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    try:
+        path.unlink(missing_ok=True)
+        # Nobody may connect between bind and chmod, not even with the widest umask.
+        before = os.umask(0o177)
+        try:
+            sock.bind(str(path))
+        finally:
+            os.umask(before)
+        try:
+            group = grp.getgrnam(API_GROUP).gr_gid
+        except KeyError:
+            pass
+        else:
+            os.chown(path, -1, group)
+            path.chmod(0o660)
+        sock.listen(_BACKLOG)
+    except OSError as error:
+        sock.close()
+        raise UsageError(f"cannot make the socket {path}: {error.strerror or error}") from error
+    return sock
+
+
+class _Client:
+    """One connection: its socket, what it has under way, and what it has not read yet."""
+
+    def __init__(self, server: ApiServer, number: int, sock: socket.socket) -> None:
+        self._server = server
+        self._number = number
+        self._socket = sock
+        self._scanner = FrameScanner()
+        self._output = bytearray()
+        self._loop = asyncio.get_running_loop()
+        self.under_way: set[int] = set()
+        self.tracing = False
+        self.open = True
+        self._loop.add_reader(sock, self._readable)
+
+    def _readable(self) -> None:
+        try:
+            data = self._socket.recv(_READ)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._server.drop(self._number, f"{error.strerror}")
+            return
+        if not data:
+            self._server.drop(self._number, "it went")
+            return
+        try:
+            for frame in self._scanner.feed(data):
+                request = Request.decode(frame)
+                if request.id in self.under_way:
+                    raise ApiError(f"two requests with the id {request.id}")
+                self._server.requested(self._number, self, request)
+                if not self.open:
+                    return
+        except ApiError as error:
+            self._server.counters.malformed += 1
+            self._server.drop(self._number, str(error))
+
+    def send(self, data: bytes) -> bool:
+        """Send or keep ``data``; return whether there was room for it."""
+        if len(self._output) + len(data) > MAX_OUTPUT:
+            return False
+        waiting = bool(self._output)
+        self._output += data
+        if not waiting:
+            self._writable()
+        return True
+
+    @property
+    def unread(self) -> int:
+        """How many bytes are kept because the client does not read."""
+        return len(self._output)
+
+    def _writable(self) -> None:
+        try:
+            del self._output[: self._socket.send(self._output)]
+        except BlockingIOError:
+            pass
+        except OSError:  # reading will say that it is gone, but there is no use in keeping these
+            self._output.clear()
+        if self._output:
+            self._loop.add_writer(self._socket, self._writable)
+        else:
+            self._loop.remove_writer(self._socket)
+
+    def close(self) -> None:
+        """End the connection."""
+        self.open = False
+        self._loop.remove_reader(self._socket)
+        self._loop.remove_writer(self._socket)
+        self._socket.close()
+
+
+class ApiServer:
+    """Serves the listening, non-blocking Unix socket ``sock`` for the ``engine``.
+
+    To be made in a running event loop. ``used`` is called whenever the engine was used: the owner then takes
+    the engine's events and passes answers and trace events to :meth:`deliver`. Closing the server closes the
+    socket.
+    """
+
+    def __init__(self, sock: socket.socket, engine: Engine, used: Callable[[], None] = lambda: None) -> None:
+        self.counters = ApiCounters()
+        self._socket = sock
+        self._engine = engine
+        self._used = used
+        self._numbers = itertools.count(1)
+        self._clients: dict[int, _Client] = {}
+        self._loop = asyncio.get_running_loop()
+        self._pause: asyncio.TimerHandle | None = None
+        sock.setblocking(False)
+        self._listen()
+
+    @property
+    def connections(self) -> int:
+        """How many processes are connected."""
+        return len(self._clients)
+
+    def deliver(self, event: AnswerEvent | TracedEvent) -> None:
+        """Pass on an answer or a trace event of the engine."""
+        if isinstance(event, TracedEvent):
+            self._traced(event.where, event.direction, event.data)
+        else:
+            self._answered(event.client, Reply(event.request, event.code, event.result, event.reason))
+
+    def close(self) -> None:
+        """End all connections and stop to listen. The engine is told of none: it ends too."""
+        if self._socket.fileno() < 0:
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._socket)
+        self._socket.close()
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+    def _listen(self) -> None:
+        self._loop.add_reader(self._socket, self._accept)
+
+    def _accept(self) -> None:
+        try:
+            sock, _ = self._socket.accept()
+        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+            return
+        except OSError as error:  # the loop would call this again at once, and again
+            log.error("GRASP API: accept: %s", error.strerror)
+            self._loop.remove_reader(self._socket)
+            self._pause = self._loop.call_later(_NO_DESCRIPTORS_PAUSE, self._listen)
+            return
+        if len(self._clients) >= MAX_CONNECTIONS:
+            self.counters.refused += 1
+            sock.close()
+            return
+        sock.setblocking(False)
+        self.counters.connections += 1
+        number = next(self._numbers)
+        self._clients[number] = _Client(self, number, sock)
+
+    def requested(self, number: int, client: _Client, request: Request) -> None:
+        """A client asks for something. For :class:`_Client`."""
+        self.counters.requests += 1
+        # A cancel is let in also then: it is what makes room.
+        if len(client.under_way) >= MAX_REQUESTS and request.function != "cancel":
+            self.counters.too_many_requests += 1
+            reason = f"more than {MAX_REQUESTS} requests are under way on one connection"
+            self._send(number, Reply(request.id, ErrorCode.unspec, None, reason))
+            return
+        if request.function == TRACE:
+            self._send(number, self._trace(client, request))
+            return
+        client.under_way.add(request.id)
+        try:
+            self._engine.call(number, request.id, request.function, request.arguments, self._loop.time())
+        except Exception:
+            # A bug of the engine, to be mended there. But whoever hits on it should not wait for ever.
+            log.exception("the GRASP engine fails at %r", request.function)
+            self._answered(number, Reply(request.id, ErrorCode.unspec, None, "internal error of the node"))
+        self._used()
+
+    def _trace(self, client: _Client, request: Request) -> Reply:
+        if len(request.arguments) != 1 or not isinstance(request.arguments[0], bool):
+            return Reply(request.id, ErrorCode.unspec, None, "trace takes true or false")
+        client.tracing = request.arguments[0]
+        self._set_tracing()
+        return Reply(request.id, ErrorCode.ok)
+
+    def _set_tracing(self) -> None:
+        self._engine.tracing = any(client.tracing for client in self._clients.values())
+
+    def _answered(self, number: int, reply: Reply) -> None:
+        client = self._clients.get(number)
+        if client is None:  # it went while the engine was at it
+            return
+        if reply.id not in client.under_way:
+            self.counters.unexpected_answers += 1
+            log.error("the engine answers request %d of client %d, which is not under way", reply.id, number)
+            return
+        client.under_way.discard(reply.id)
+        self._send(number, reply)
+
+    def _send(self, number: int, reply: Reply) -> None:
+        try:
+            data = reply.encode()
+        except ApiError as error:
+            self.counters.too_large += 1
+            data = Reply(reply.id, ErrorCode.unspec, None, f"the answer cannot be sent: {error}").encode()
+        client = self._clients.get(number)
+        if client is not None and not client.send(data):
+            self.counters.slow += 1
+            self.drop(number, "it does not read its answers")
+
+    def _traced(self, where: str, direction: str, message: bytes) -> None:
+        try:
+            data = Event(TRACE, TraceRecord(time.time(), where, direction, message).to_cbor()).encode()
+        except ApiError:
+            self.counters.too_large += 1
+            return
+        for client in self._clients.values():
+            if not client.tracing:
+                continue
+            if client.unread + len(data) > MAX_TRACE_OUTPUT:
+                self.counters.trace_dropped += 1
+            else:
+                client.send(data)
+
+    def drop(self, number: int, why: str) -> None:
+        """End the connection of a client and all that it has in the engine."""
+        client = self._clients.pop(number, None)
+        if client is None:
+            return
+        log.debug("client %d of the GRASP API: %s", number, why)
+        client.close()
+        self._set_tracing()
+        self._engine.client_gone(number, self._loop.time())
+        self._used()
