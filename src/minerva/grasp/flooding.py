@@ -1,0 +1,287 @@
+"""Floods: what all nodes are to know (RFC 8990 sections 2.5.6.2 and 2.8.11).
+
+*Once.* A flood is relayed once, on every link but the one it came by, with the loop count of its first
+objective one lower. A (Session ID, initiator) that was seen is remembered as long as a copy of the flood may
+still be alive somewhere, and never for less than 120 s.
+
+*Catching up.* RFC 8990 leaves a node that joins, or rejoins, to wait for the next repetition. Here the two
+ends of a link that has come up tell each other all floods that are still valid, as they would have relayed
+them, with the time that is left of their lifetime. Whoever has seen a flood drops it at once; who has not
+relays it. So a flood reaches every node that can be reached, whenever its part of the network was joined.
+
+*Limits.* What one link brings in, and what one initiator says, is limited each (``LINK_RATE``,
+``INITIATOR_RATE``), so that neither a neighbour nor a node far away takes the network, or this node's
+memory, from the others. What is above the limit is dropped, counted, and not remembered as seen.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from ipaddress import IPv4Address, IPv6Address
+from typing import TypeAlias
+
+from minerva.grasp.constants import ObjectiveFlag
+from minerva.grasp.messages import Flood, FloodEntry
+from minerva.grasp.options import IPv6Locator, Locator, Objective
+from minerva.grasp.rate import TokenBucket
+
+SEEN_SECONDS = 120.0
+"""How long a flood is remembered at the least: twice GRASP_DEF_TIMEOUT, in seconds."""
+
+SEEN_LONGEST = 3600.0
+"""How long a flood is remembered at the most, in seconds."""
+
+MAX_SEEN = 65_536
+MAX_ENTRIES = 20_000
+MAX_ENTRIES_PER_INITIATOR = 256
+MAX_INITIATORS = 16_384
+"""Bounds of the tables. Of the seen the oldest is forgotten; a cache that is full takes no new entries."""
+
+LINK_RATE, LINK_BURST = 250, 1000
+"""Floods that one link may bring in a second, and at once."""
+
+INITIATOR_RATE, INITIATOR_BURST = 10, 50
+"""Floods that one initiator may send a second, and at once."""
+
+REPLAY_BATCH, REPLAY_INTERVAL = 50, 0.25
+"""How many floods a neighbour that has come up is told at once, and how often; below what it may bring in."""
+
+_SWEEP_SECONDS = 10.0
+
+_Initiator: TypeAlias = IPv4Address | IPv6Address
+_FloodKey: TypeAlias = tuple[int, _Initiator]
+_EntryKey: TypeAlias = tuple[str, Locator | None]
+
+
+@dataclass(frozen=True, slots=True)
+class CachedObjective:
+    """A flooded objective; ``interface`` is the link it came by, ``None`` if a local ASA flooded it.
+
+    ``expires`` is in seconds of the engine's clock, ``inf`` for an indefinite lifetime.
+    """
+
+    objective: Objective
+    locator: Locator | None
+    session_id: int
+    initiator: _Initiator
+    interface: int | None
+    expires: float
+    loop_count: int
+    """The loop count of a relayed copy of the flood; below 1 it is not relayed."""
+
+
+class Flooding:
+    """The flood cache and the relay of one instance. ``send(interface, data)`` sends on a link."""
+
+    def __init__(
+        self, counters: Counter[str], send: Callable[[int, bytes], None], links: Callable[[], Iterable[int]]
+    ) -> None:
+        self._counters = counters
+        self._send = send
+        self._links = links
+        self._seen: dict[_FloodKey, float] = {}
+        self._cache: dict[str, dict[Locator | None, CachedObjective]] = {}
+        self._floods: dict[_FloodKey, list[_EntryKey]] = {}
+        self._entries = 0
+        self._per_initiator: Counter[_Initiator] = Counter()
+        self._link_buckets: dict[int, TokenBucket] = {}
+        self._initiator_buckets: dict[_Initiator, TokenBucket] = {}
+        self._replays: dict[int, deque[_FloodKey]] = {}
+        self._replay_at: float | None = None
+        self._sweep_at: float | None = None
+
+    # --- from here -------------------------------------------------------------------------------------
+
+    def originate(self, flood: Flood, now: float) -> None:
+        """Send a flood of our own to all neighbours, and keep it for those to come."""
+        self._remember_seen((flood.session_id, flood.initiator), flood.ttl, now)
+        self._store(flood, None, flood.entries[0].objective.loop_count, now)
+        data = flood.encode()
+        for interface in self._links():
+            self._send(interface, data)
+            self._counters["floods-sent"] += 1
+
+    def send_link_local(self, make: Callable[[int], Flood]) -> None:
+        """Send on each link the flood that ``make`` makes for it, for that link alone."""
+        for interface in self._links():
+            self._send(interface, make(interface).encode())
+            self._counters["floods-sent"] += 1
+
+    # --- from elsewhere --------------------------------------------------------------------------------
+
+    def receive(self, flood: Flood, interface: int, now: float) -> bool:
+        """Take a flood that came by ``interface``; return whether it is new and was taken."""
+        key = (flood.session_id, flood.initiator)
+        if self._seen.get(key, 0.0) > now:
+            self._counters["floods-seen-before"] += 1
+            return False
+        first = flood.entries[0].objective
+        link_local = flood.initiator.is_link_local
+        if link_local and first.loop_count != 1:
+            self._counters["floods-invalid"] += 1
+            return False
+        if not self._within_limits(flood.initiator, interface, now):
+            self._counters["floods-limited"] += 1
+            return False
+        self._remember_seen(key, flood.ttl, now)
+        self._counters["floods-received"] += 1
+        kept = [entry for entry in flood.entries if self._acceptable(entry, link_local)]
+        self._counters["objectives-refused"] += len(flood.entries) - len(kept)
+        if not kept:
+            return False
+        left = 0 if link_local else first.loop_count - 1
+        taken = replace(flood, entries=tuple(kept))
+        self._store(taken, interface, left, now)
+        self._relay(taken, left, interface)
+        return True
+
+    def _within_limits(self, initiator: _Initiator, interface: int, now: float) -> bool:
+        link = self._link_buckets.setdefault(interface, TokenBucket(LINK_BURST, 1 / LINK_RATE))
+        bucket = self._initiator_buckets.pop(initiator, None)
+        if bucket is None:
+            if len(self._initiator_buckets) >= MAX_INITIATORS:
+                del self._initiator_buckets[next(iter(self._initiator_buckets))]
+            bucket = TokenBucket(INITIATOR_BURST, 1 / INITIATOR_RATE)
+        self._initiator_buckets[initiator] = bucket  # the one unused for longest stays in front
+        # The initiator first: one that says too much should not use up what its neighbours may bring in.
+        return bucket.take(now) and link.take(now)
+
+    @staticmethod
+    def _acceptable(entry: FloodEntry, link_local_flood: bool) -> bool:
+        """Return whether an objective may be flooded, and with that locator (RFC 8994 section 6.9.2)."""
+        if not entry.objective.flags & ObjectiveFlag.F_SYNCH:
+            return False
+        locator = entry.locator
+        return link_local_flood or not (isinstance(locator, IPv6Locator) and locator.address.is_link_local)
+
+    def _remember_seen(self, key: _FloodKey, ttl: int, now: float) -> None:
+        if len(self._seen) >= MAX_SEEN:
+            del self._seen[next(iter(self._seen))]
+        lifetime = ttl / 1000 if ttl else SEEN_LONGEST
+        self._seen[key] = now + min(max(lifetime, SEEN_SECONDS), SEEN_LONGEST)
+
+    def _relay(self, flood: Flood, loop_count: int, came_by: int) -> None:
+        if loop_count < 1:
+            return
+        data = _with_loop_count(flood, loop_count).encode()
+        for interface in self._links():
+            if interface != came_by:
+                self._send(interface, data)
+                self._counters["floods-relayed"] += 1
+
+    # --- cache -----------------------------------------------------------------------------------------
+
+    def _store(self, flood: Flood, interface: int | None, loop_count: int, now: float) -> None:
+        expires = now + flood.ttl / 1000 if flood.ttl else float("inf")
+        key = (flood.session_id, flood.initiator)
+        for entry in flood.entries:
+            copies = self._cache.setdefault(entry.objective.name, {})
+            before = copies.pop(entry.locator, None)
+            if before is not None:
+                self._forget_copy(before)
+            elif not self._has_room(flood.initiator, now):
+                self._counters["flood-cache-full"] += 1
+                if not copies:
+                    del self._cache[entry.objective.name]
+                continue
+            copies[entry.locator] = CachedObjective(
+                entry.objective, entry.locator, *key, interface, expires, loop_count
+            )
+            self._floods.setdefault(key, []).append((entry.objective.name, entry.locator))
+            self._entries += 1
+            self._per_initiator[flood.initiator] += 1
+        if self._sweep_at is None and self._entries:
+            self._sweep_at = now + _SWEEP_SECONDS
+
+    def _has_room(self, initiator: _Initiator, now: float) -> bool:
+        if self._entries >= MAX_ENTRIES or self._per_initiator[initiator] >= MAX_ENTRIES_PER_INITIATOR:
+            self._sweep(now)
+        return self._entries < MAX_ENTRIES and self._per_initiator[initiator] < MAX_ENTRIES_PER_INITIATOR
+
+    def _forget_copy(self, copy: CachedObjective) -> None:
+        """Take a copy, which is out of the cache already, out of the other tables."""
+        key = (copy.session_id, copy.initiator)
+        entries = self._floods[key]
+        entries.remove((copy.objective.name, copy.locator))
+        if not entries:
+            del self._floods[key]
+        self._entries -= 1
+        self._per_initiator[copy.initiator] -= 1
+        if not self._per_initiator[copy.initiator]:
+            del self._per_initiator[copy.initiator]
+
+    def forget(self, name: str, locator: Locator | None) -> bool:
+        """Take one copy out of the cache; return whether it was there."""
+        copy = self._cache.get(name, {}).pop(locator, None)
+        if copy is None:
+            return False
+        self._forget_copy(copy)
+        if not self._cache[name]:
+            del self._cache[name]
+        return True
+
+    def copies(self, name: str, now: float) -> list[CachedObjective]:
+        """Return all valid copies of an objective."""
+        return [copy for copy in self._cache.get(name, {}).values() if copy.expires > now]
+
+    def everything(self, now: float) -> list[CachedObjective]:
+        """Return all valid copies of all objectives."""
+        return [copy for copies in self._cache.values() for copy in copies.values() if copy.expires > now]
+
+    # --- links that come and go, time --------------------------------------------------------------------
+
+    def link_ready(self, interface: int, now: float) -> None:
+        """Begin to tell a neighbour what it may have missed."""
+        self._replays[interface] = deque(self._floods)
+        self._replay(now)
+
+    def link_down(self, interface: int) -> None:
+        """Forget what was kept for a link."""
+        self._replays.pop(interface, None)
+        self._link_buckets.pop(interface, None)
+
+    def _replay(self, now: float) -> None:
+        for interface, keys in list(self._replays.items()):
+            for _ in range(min(REPLAY_BATCH, len(keys))):
+                self._replay_one(interface, keys.popleft(), now)
+            if not keys:
+                del self._replays[interface]
+        self._replay_at = now + REPLAY_INTERVAL if self._replays else None
+
+    def _replay_one(self, interface: int, key: _FloodKey, now: float) -> None:
+        copies = [self._cache[name][locator] for name, locator in self._floods.get(key, ())]
+        copies = [copy for copy in copies if copy.expires > now and copy.interface != interface]
+        if not copies or copies[0].loop_count < 1 or key[1].is_link_local:
+            return
+        expires = copies[0].expires
+        ttl = 0 if expires == float("inf") else max(1, int((expires - now) * 1000))
+        entries = tuple(FloodEntry(copy.objective, copy.locator) for copy in copies)
+        flood = _with_loop_count(Flood(key[0], key[1], ttl, entries), copies[0].loop_count)
+        self._send(interface, flood.encode())
+        self._counters["floods-told-again"] += 1
+
+    def next_timer(self) -> float | None:
+        """Return when ``on_timer`` wants to be called."""
+        return min((t for t in (self._replay_at, self._sweep_at) if t is not None), default=None)
+
+    def on_timer(self, now: float) -> None:
+        """Go on telling, and forget what has expired."""
+        if self._replay_at is not None and self._replay_at <= now:
+            self._replay(now)
+        if self._sweep_at is not None and self._sweep_at <= now:
+            self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        for copy in [c for copies in self._cache.values() for c in copies.values() if c.expires <= now]:
+            self.forget(copy.objective.name, copy.locator)
+        self._seen = {key: until for key, until in self._seen.items() if until > now}
+        self._sweep_at = now + _SWEEP_SECONDS if self._entries or self._seen else None
+
+
+def _with_loop_count(flood: Flood, loop_count: int) -> Flood:
+    """Return ``flood`` with the loop count of its first objective changed, and only of that."""
+    first, *rest = flood.entries
+    objective = replace(first.objective, loop_count=loop_count)
+    return replace(flood, entries=(FloodEntry(objective, first.locator), *rest))
