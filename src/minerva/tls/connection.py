@@ -191,6 +191,8 @@ class TlsConnection:
         except SSL.WantReadError:
             pass
         except SSL.ZeroReturnError:
+            if not self.handshake_done:
+                self._end(TlsRefusedError("close notify"))
             self.closed_by_peer = True
         except SSL.Error as error:
             self._fail(error)

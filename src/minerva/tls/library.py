@@ -9,8 +9,8 @@ from OpenSSL._util import lib
 def clear_errors() -> None:
     """Forget the errors that the library still remembers in this thread.
 
-    It takes any of them, whoever caused it and on whichever connection, for the result of the next
-    operation. Certificates that do not verify leave some behind.
+    Whoever caused them and on whichever connection: it tells them as the reason when the next operation
+    fails, and before OpenSSL 4 it takes them for its failure.
     """
     lib.ERR_clear_error()
 
