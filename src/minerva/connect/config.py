@@ -59,6 +59,8 @@ class Config:
     acp: Acp = field(default_factory=Acp)
     rpl: Rpl = field(default_factory=Rpl)
     debug: Debug = field(default_factory=Debug)
+    name: str = ""
+    """What this machine is called in the inventory; without one, by its host name."""
     log_level: str = "info"
 
 

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from minerva.asa.protocol import (
     API_SOCKET,
@@ -31,6 +31,8 @@ from minerva.asa.protocol import (
 )
 from minerva.core.errors import UsageError
 from minerva.grasp.api import ErrorCode
+from minerva.grasp.engine import Answer
+from minerva.grasp.substrate import Traced
 
 log = logging.getLogger(__name__)
 
@@ -66,47 +68,6 @@ class Engine(Protocol):
 
     def client_gone(self, client: int, now: float) -> None:
         """End all that belongs to ``client``."""
-
-
-class AnswerEvent(Protocol):
-    """The engine's answer to a call."""
-
-    @property
-    def client(self) -> int:
-        """Whose call."""
-
-    @property
-    def request(self) -> int:
-        """Which of its calls."""
-
-    @property
-    def code(self) -> ErrorCode:
-        """How it ended."""
-
-    @property
-    def result(self) -> Any:
-        """What it returns, in CBOR form."""
-
-    @property
-    def reason(self) -> str:
-        """Why it failed, if there is more to say than the code does."""
-
-
-@runtime_checkable
-class TracedEvent(Protocol):
-    """A message that the engine received or sent while ``tracing``."""
-
-    @property
-    def where(self) -> str:
-        """The interface or the peer."""
-
-    @property
-    def direction(self) -> str:
-        """``in`` or ``out``."""
-
-    @property
-    def data(self) -> bytes:
-        """The message."""
 
 
 @dataclass(slots=True)
@@ -230,15 +191,22 @@ class ApiServer:
     """Serves the listening, non-blocking Unix socket ``sock`` for the ``engine``.
 
     To be made in a running event loop. ``used`` is called whenever the engine was used: the owner then takes
-    the engine's events and passes answers and trace events to :meth:`deliver`. Closing the server closes the
-    socket.
+    the engine's events and passes answers and trace events to :meth:`deliver`. ``name_of`` gives the name of
+    an interface, for traces. Closing the server closes the socket.
     """
 
-    def __init__(self, sock: socket.socket, engine: Engine, used: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        sock: socket.socket,
+        engine: Engine,
+        used: Callable[[], None] = lambda: None,
+        name_of: Callable[[int], str] = str,
+    ) -> None:
         self.counters = ApiCounters()
         self._socket = sock
         self._engine = engine
         self._used = used
+        self._name_of = name_of
         self._numbers = itertools.count(1)
         self._clients: dict[int, _Client] = {}
         self._loop = asyncio.get_running_loop()
@@ -251,10 +219,10 @@ class ApiServer:
         """How many processes are connected."""
         return len(self._clients)
 
-    def deliver(self, event: AnswerEvent | TracedEvent) -> None:
+    def deliver(self, event: Answer | Traced) -> None:
         """Pass on an answer or a trace event of the engine."""
-        if isinstance(event, TracedEvent):
-            self._traced(event.where, event.direction, event.data)
+        if isinstance(event, Traced):
+            self._traced(event)
         else:
             self._answered(event.client, Reply(event.request, event.code, event.result, event.reason))
 
@@ -328,8 +296,7 @@ class ApiServer:
         if client is None:  # it went while the engine was at it
             return
         if reply.id not in client.under_way:
-            self.counters.unexpected_answers += 1
-            log.error("the engine answers request %d of client %d, which is not under way", reply.id, number)
+            self.counters.unexpected_answers += 1  # a cancel came when it had been answered already
             return
         client.under_way.discard(reply.id)
         self._send(number, reply)
@@ -345,9 +312,13 @@ class ApiServer:
             self.counters.slow += 1
             self.drop(number, "it does not read its answers")
 
-    def _traced(self, where: str, direction: str, message: bytes) -> None:
+    def _traced(self, event: Traced) -> None:
+        where = str(event.peer)
+        if event.interface is not None:
+            where = f"{self._name_of(event.interface)} {where}"
+        record = TraceRecord(time.time(), where, "in" if event.incoming else "out", event.data)
         try:
-            data = Event(TRACE, TraceRecord(time.time(), where, direction, message).to_cbor()).encode()
+            data = Event(TRACE, record.to_cbor()).encode()
         except ApiError:
             self.counters.too_large += 1
             return

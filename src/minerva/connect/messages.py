@@ -50,7 +50,7 @@ class Shutdown(Message):
 @message(5)
 @dataclass(frozen=True, slots=True)
 class Identity(Message):
-    """S → G, A, P: the certificates of this node in PEM. To G with [private key, a sealed memory file]."""
+    """S → G, A, P: this node's certificates in PEM. To G and P with [private key, a sealed memory file]."""
 
     certificate: bytes
     chain: bytes
@@ -242,11 +242,16 @@ class ChannelFault(Message):
 @message(50)
 @dataclass(frozen=True, slots=True)
 class PlaneStart(Message):
-    """S → P: begin to route for ``address`` and ``prefix``; with [RPL socket of the ACP namespace]."""
+    """S → P: begin to route for ``address`` and ``prefix``, and to serve GRASP.
+
+    With [RPL socket of the ACP namespace, listening API socket of the host]. ``machine`` is what the
+    inventory tells: name, version, model, serial number.
+    """
 
     address: IPv6Address
     prefix: IPv6Network
     preference: int
+    machine: tuple[str, ...]
 
 
 @message(51)

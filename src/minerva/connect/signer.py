@@ -8,24 +8,18 @@ cannot have a TLS handshake, a certificate request or anything else signed.
 from __future__ import annotations
 
 import logging
-import os
 import socket
 import time
 from typing import Any
 
-from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric.types import CertificateIssuerPrivateKeyTypes
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    PublicFormat,
-    load_pem_private_key,
-)
-
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
+from minerva.connect.keys import load_key
 from minerva.connect.messages import Identity, SignerReady, SignReply, SignRequest
 from minerva.ikev2 import auth
 from minerva.ikev2.errors import IkeError
+from minerva.pki.errors import IdentityError
+from minerva.pki.keys import PrivateKey
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +33,7 @@ class Signer(Child):
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self._key: CertificateIssuerPrivateKeyTypes | None = None
+        self._key: PrivateKey | None = None
         self._tokens, self._refilled = BURST, time.monotonic()
         self._counters = {"signed": 0, "refused": 0}
 
@@ -55,19 +49,9 @@ class Signer(Child):
     def _load(self, identity: Identity, descriptor: int) -> str | None:
         """Load the key; return what is wrong with it, or ``None``."""
         try:
-            with os.fdopen(descriptor, "rb") as file:
-                key = load_pem_private_key(file.read(), password=None)
-            certificate = x509.load_pem_x509_certificate(identity.certificate)
-        except (ValueError, TypeError, OSError):
-            # What the library says may quote the file; it is a key.
-            return "key.pem is not an unencrypted private key in PEM"
-
-        def public(of: Any) -> bytes:
-            return bytes(of.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
-
-        if public(key.public_key()) != public(certificate.public_key()):
-            return "key.pem does not belong to the certificate in cert.pem"
-        self._key = key  # type: ignore[assignment]  # of the type in the certificate, as just seen
+            self._key = load_key(identity, descriptor)
+        except IdentityError as error:
+            return str(error)
         return None
 
     def _sign(self, request: SignRequest) -> SignReply:

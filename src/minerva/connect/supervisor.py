@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from minerva.asa.protocol import API_SOCKET
 from minerva.connect import channels, leftovers
 from minerva.connect import messages as m
 from minerva.connect.acp import AcpNamespace
@@ -21,6 +22,8 @@ from minerva.connect.channels import Channel
 from minerva.connect.children import Children
 from minerva.connect.config import Config
 from minerva.connect.control import ControlServer
+from minerva.connect.facts import describe_machine
+from minerva.connect.grasp_api import open_api_socket
 from minerva.connect.ipc import Message
 from minerva.connect.ports import Port, Ports, sysfs
 from minerva.connect.state import NodeState
@@ -30,7 +33,7 @@ from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import guard_policy
 from minerva.linux.netlink import Netlink
 from minerva.pki.certificates import dump_pem
-from minerva.pki.identity import Identity
+from minerva.pki.identity import KEY_FILE, Identity
 from minerva.rpl.config import HIGH_SPEED_FACTOR, LOW_SPEED_FACTOR, Preference
 
 log = logging.getLogger(__name__)
@@ -73,6 +76,8 @@ class Supervisor:
         self._look = asyncio.Event()
         self._guarding: asyncio.Task[None] | None = None
         self._guard_problem: str | None = "not applied yet"
+        self._machine = describe_machine(config.name)
+        self._api: socket.socket
         self._started = time.monotonic()
         self._milestones: dict[str, float] = {}
         self._control = ControlServer(
@@ -91,6 +96,7 @@ class Supervisor:
         try:
             await leftovers.remove(self._state, self._run_dir, self._host)
             await self._acp.open()
+            self._api = open_api_socket(self._run_dir)
             self._start_children()
             await self._control.start()
             await self._host.subscribe()
@@ -128,7 +134,9 @@ class Supervisor:
                 log.error("%s; the next start removes what is left", error)
                 clean = False
         self._children.close()
-        (self._run_dir / leftovers.GUARD_FILE).unlink(missing_ok=True)
+        self._api.close()
+        for name in (leftovers.GUARD_FILE, API_SOCKET):
+            (self._run_dir / name).unlink(missing_ok=True)
         await self._host.close()
         if clean:
             log.info("stopped; nothing is left behind")
@@ -165,15 +173,18 @@ class Supervisor:
 
     # --- signer ----------------------------------------------------------------------------------------
 
-    def _signer_ready(self) -> None:
+    def _send_identity_with_key(self, role: str) -> None:
         # Copied by the kernel: the key's bytes are never in our memory, nor in that of what we fork.
         try:
-            key = process.sealed_copy(self._state.directory / "key.pem", "minerva-key")
+            key = process.sealed_copy(self._state.directory / KEY_FILE, "minerva-key")
         except OSError as error:
-            self._fail(f"cannot read {self._state.directory}/key.pem: {error.strerror}")
+            self._fail(f"cannot read {self._state.directory / KEY_FILE}: {error.strerror}")
             return
-        self._children["signer"].send(self._identity_message(), [key])
+        self._children[role].send(self._identity_message(), [key])
         os.close(key)
+
+    def _signer_ready(self) -> None:
+        self._send_identity_with_key("signer")
 
     def _from_signer(self, message: Message) -> bool:
         match message:
@@ -431,8 +442,12 @@ class Supervisor:
         with self._acp.namespace.entered():
             sock = sockets.rpl_socket()
         preference = Preference.CONFIGURED_ROOT if self._config.rpl.root else Preference.DEFAULT
+        self._send_identity_with_key("plane")
         self._children["plane"].send(
-            m.PlaneStart(self._acp.address.address, self._acp.address.prefix, preference), [sock.fileno()]
+            m.PlaneStart(
+                self._acp.address.address, self._acp.address.prefix, preference, self._machine.texts()
+            ),
+            [sock.fileno(), self._api.fileno()],
         )
         sock.close()
         for channel in self._channels.values():
@@ -490,6 +505,7 @@ class Supervisor:
         return {
             "node": {
                 "name": str(self._identity.node_name),
+                "machine": self._machine.name,
                 "address": str(self._identity.address),
                 "domain": self._identity.node_name.domain,
                 "scheme": self._identity.address.scheme.name.lower(),
@@ -505,7 +521,8 @@ class Supervisor:
             "ports": self._ports.status(),
             "neighbours": (abutment or {}).get("neighbours", []),
             "channels": self._channel_status(abutment, data_plane),
-            "rpl": plane,
+            "rpl": (plane or {}).get("rpl"),
+            "grasp": (plane or {}).get("grasp"),
             "counters": {
                 "abutment": (abutment or {}).get("counters"),
                 "signer": signer,

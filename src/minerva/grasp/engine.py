@@ -12,7 +12,7 @@ Rapid mode (section 2.5.5.1) is off: a value in an M_DISCOVERY is not looked at,
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from random import Random
@@ -27,6 +27,7 @@ from minerva.grasp.finding import CallToken, Finder, milliseconds
 from minerva.grasp.flooding import CachedObjective, Flooding
 from minerva.grasp.messages import Discovery as DiscoveryMessage
 from minerva.grasp.messages import Flood, FloodEntry, Message, Noop, Response
+from minerva.grasp.options import Objective
 from minerva.grasp.registry import Registry
 from minerva.grasp.session import SessionEnded
 from minerva.grasp.session_id import SessionIds
@@ -52,6 +53,9 @@ class FloodTaken:
     flood: Flood
     interface: int
 
+
+OWN_CLIENT = 0
+"""The client that the node itself is; the numbers of processes begin with 1."""
 
 Event: TypeAlias = Answer | FloodTaken | SessionEnded | Traced
 
@@ -250,6 +254,18 @@ class GraspEngine:
             event for event in self._events if not (isinstance(event, Answer) and event.client == client)
         )
         self._settle(now)
+
+    def serve(self, make: Callable[[], Objective], *, ttl: int) -> None:
+        """Be an ASA of the node's own that answers requests for an objective with what ``make`` returns then.
+
+        ``ttl`` is that of discovery responses, in milliseconds. Raises :class:`AsaError`.
+        """
+        objective = make()
+        asa = self._registry.register_asa(f"this node: {objective.name}", OWN_CLIENT)
+        registration = self._registry.register(
+            asa, objective, ttl=ttl, discoverable=False, overlap=False, local=False
+        )
+        registration.make = make
 
     def flood(self, ttl: int, entries: list[FloodEntry], now: float) -> None:
         """Flood on behalf of the node itself; ``ttl`` in milliseconds. Raises :class:`AsaError`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -45,11 +45,13 @@ class Registration:
     """What synchronization requests are answered with; ``None`` if the ASA does not listen for them."""
     flooded: bool = False
     """Whether ``value`` is there only because it was flooded."""
+    make: Callable[[], Objective] | None = None
+    """Makes the value at the moment when it is asked for, instead of ``value``; for the node's own."""
 
     @property
     def answers(self) -> bool:
         """Whether a discovery may find it (RFC 8991 section 2.3.3)."""
-        return self.discoverable or self.negotiating or self.value is not None
+        return self.discoverable or self.negotiating or self.value is not None or self.make is not None
 
 
 def check_objective(objective: Objective) -> None:
@@ -160,6 +162,9 @@ class Registry:
 
     def synchronizing(self, name: str) -> Objective | None:
         """Return what a synchronization request is answered with, or ``None``; who listens comes first."""
+        for item in self._objectives.get(name, ()):
+            if item.make is not None:
+                return item.make()
         values = [item for item in self._objectives.get(name, ()) if item.value is not None]
         return min(values, key=lambda item: item.flooded).value if values else None
 

@@ -20,6 +20,9 @@ _IPPROTO_ESP = 50
 CONTROL_BUFFER = 1 << 20
 """Socket buffer of control protocols, in bytes: a burst of a flooding neighbour must not displace others."""
 
+USER_TIMEOUT = 10
+"""How long a TCP peer may be silent before its connection is given up, in seconds (RFC 5482)."""
+
 DATA_BUFFER = 4 << 20
 """Socket buffer of ESP sockets, in bytes: more than any other choice it decides the throughput of TCP."""
 
@@ -90,4 +93,39 @@ def rpl_socket() -> socket.socket:
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
     _buffers(sock, CONTROL_BUFFER)
+    return sock
+
+
+def _tcp() -> socket.socket:
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    # A peer that vanishes is noticed within USER_TIMEOUT, whether something is on its way to it or not.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT * 1000)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, USER_TIMEOUT // 2)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 2)
+    return sock
+
+
+def tcp_socket(source: IPv6Address, interface: int = 0) -> socket.socket:
+    """Return a TCP socket bound to ``source``, on ``interface`` if that is a link-local address."""
+    sock = _tcp()
+    try:
+        sock.bind((str(source), 0, 0, interface))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def grasp_listener(port: int) -> socket.socket:
+    """Return a TCP socket to listen on ``port`` of all addresses of the namespace; not listening yet."""
+    sock = _tcp()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind(("::", port))
+    except OSError:
+        sock.close()
+        raise
     return sock
