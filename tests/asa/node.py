@@ -1,34 +1,26 @@
-"""A node for the tests of its API: the real server on a Unix socket, an engine that does as it is told."""
+"""Nodes for the tests of the API: the real server on a Unix socket, and an engine behind it.
+
+:class:`FakeNode` has an engine that does as it is told, :class:`LoneNode` the real one without neighbours.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 from collections import deque
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from ipaddress import IPv6Address
 from pathlib import Path
+from random import Random
 from typing import Any
 
 from minerva.connect.grasp_api import ApiServer, open_api_socket
 from minerva.grasp.api import ErrorCode
-
-
-@dataclass(frozen=True)
-class Answer:
-    client: int
-    request: int
-    code: ErrorCode
-    result: Any
-    reason: str = ""
-
-
-@dataclass(frozen=True)
-class Traced:
-    where: str
-    direction: str
-    data: bytes
+from minerva.grasp.engine import Answer, GraspEngine
+from minerva.grasp.substrate import Traced
 
 
 @dataclass(frozen=True)
@@ -126,3 +118,67 @@ async def fake_node(run_dir: Path) -> AsyncIterator[FakeNode]:
     finally:
         node.server.close()
         await asyncio.sleep(0)
+
+
+ADDRESS = IPv6Address("fd89:b714:f3db::1")
+
+
+class LoneNode:
+    """The GRASP of a node without neighbours."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._timer: asyncio.TimerHandle | None = None
+        self.engine = GraspEngine(ADDRESS, random=Random(1))
+        self.path = run_dir / "grasp.sock"
+        self.server = ApiServer(open_api_socket(run_dir), self.engine, self.pump)
+
+    def pump(self) -> None:
+        assert not self.engine.actions(), "there is nobody to talk to"
+        while (event := self.engine.next_event()) is not None:
+            if isinstance(event, Answer | Traced):
+                self.server.deliver(event)
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self.engine.next_timer()
+        self._timer = None if when is None else self._loop.call_at(when, self._expire)
+
+    def _expire(self) -> None:
+        self.engine.on_timer(self._loop.time())
+        self.pump()
+
+    def close(self) -> None:
+        self.server.close()
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+@asynccontextmanager
+async def lone_node(run_dir: Path) -> AsyncIterator[LoneNode]:
+    node = LoneNode(run_dir)
+    try:
+        yield node
+    finally:
+        node.close()
+
+
+@contextmanager
+def node_in_thread(run_dir: Path) -> Iterator[Path]:
+    """A lone node in a thread of its own, for clients that block; gives the path of its socket."""
+    loop = asyncio.new_event_loop()
+    ready, stop = threading.Event(), asyncio.Event()
+
+    async def serve() -> None:
+        async with lone_node(run_dir):
+            ready.set()
+            await stop.wait()
+
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield run_dir / "grasp.sock"
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join()
+        loop.close()

@@ -18,6 +18,7 @@ from minerva.core.errors import UsageError
 from minerva.grasp.api import AsaError, AsaLocator, ErrorCode, TaggedObjective
 from minerva.grasp.constants import ObjectiveFlag, TransportProto
 from minerva.grasp.options import IPv6Locator, Objective
+from minerva.grasp.substrate import Traced
 from tests.asa.node import Call, FakeNode, fake_node
 
 OBJECTIVE = Objective("EX1", ObjectiveFlag.F_NEG | ObjectiveFlag.F_DISC, 6, ["NZD", 410])
@@ -363,14 +364,12 @@ def test_a_node_that_talks_nonsense(tmp_path: Path, answer: bytes) -> None:
 
 def test_trace(tmp_path: Path) -> None:
     async def test(node: FakeNode, grasp: Grasp) -> None:
-        from tests.asa.node import Traced
-
         trace = grasp.trace()
         first = asyncio.ensure_future(anext(trace))
         await node.until(lambda: node.engine.tracing)
-        node.server.deliver(Traced("acp_1_2", "in", b"\x80"))
+        node.server.deliver(Traced(3, IPv6Address("fe80::1"), True, b"\x80"))
         record = await first
-        assert (record.where, record.direction, record.message) == ("acp_1_2", "in", b"\x80")
+        assert (record.where, record.direction, record.message) == ("3 fe80::1", "in", b"\x80")
         await trace.aclose()
         await node.until(lambda: not node.engine.tracing)
 

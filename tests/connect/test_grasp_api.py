@@ -11,6 +11,7 @@ import stat
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from minerva.connect.grasp_api import open_api_socket
 from minerva.core import cbor
 from minerva.core.errors import UsageError
 from minerva.grasp.api import ErrorCode
-from tests.asa.node import FakeNode, Traced, fake_node
+from minerva.grasp.substrate import Traced
+from tests.asa.node import FakeNode, fake_node
 
 
 class RawClient:
@@ -325,11 +327,11 @@ def test_trace_goes_to_those_who_asked(tmp_path: Path) -> None:
             await asa.request(Request(2, "trace", [True]))
             assert (await asa.reply()).code is ErrorCode.ok
             assert node.engine.tracing
-            node.server.deliver(Traced("acp_1_2", "in", b"\x80"))
+            node.server.deliver(Traced(None, IPv6Address("fd00::1"), True, b"\x80"))
             event = await asa.receive()
             assert isinstance(event, Event)
             record = protocol.TraceRecord.from_cbor(event.content)
-            assert (record.where, record.direction, record.message) == ("acp_1_2", "in", b"\x80")
+            assert (record.where, record.direction, record.message) == ("fd00::1", "in", b"\x80")
             await other.request(Request(1, "echo"))
             assert isinstance(await other.receive(), Reply)  # and no event before
             await asa.request(Request(3, "trace", [False]))
@@ -349,7 +351,7 @@ def test_trace_events_are_dropped_before_answers(tmp_path: Path) -> None:
             await lazy.request(Request(1, "trace", [True]))
             await lazy.reply()
             for _ in range(1000):
-                node.server.deliver(Traced("acp_1_2", "out", bytes(2000)))
+                node.server.deliver(Traced(3, IPv6Address("fe80::1"), False, bytes(2000)))
             assert node.server.counters.trace_dropped > 100
             await lazy.request(Request(2, "echo", ["important"]))
             while not isinstance(frame := await lazy.receive(), Reply):

@@ -5,7 +5,7 @@ The socket is a Unix stream socket. Both ways travel bare CBOR items, as in GRAS
     request   = [id, function: tstr, arguments: [*any]]
     reply     = [id, errorcode: uint, result: any, reason: tstr]
     event     = [0, kind: tstr, content: any]
-    id        = 1..18446744073709551615
+    id        = 1..4611686018427387904
 
 A process numbers its requests as it likes, but never two alike of those that are under way. Each request
 gets one reply, in whatever order. ``result`` is null where ``errorcode`` (RFC 8991 appendix A) is not 0.
@@ -42,7 +42,7 @@ TRACE: Final = "trace"
 """The kind of the events that ``trace`` switches on; and that function's name."""
 
 _EVENT_ID = 0
-_MAX_ID = 0xFFFF_FFFF_FFFF_FFFF
+_MAX_ID = 1 << 62
 _MAX_ERRORCODE = 0xFFFF_FFFF
 
 
@@ -149,8 +149,9 @@ def decode_from_node(data: bytes) -> Reply | Event:
 class TraceRecord:
     """``[time, where, direction, message]``, the content of a trace event: a GRASP message seen by the node.
 
-    ``time`` is in seconds since 1970, ``where`` says at which interface or peer, ``direction`` is ``in`` or
-    ``out``, ``message`` the CBOR of it.
+    ``time`` is in seconds since 1970. ``where`` is the interface and the neighbour
+    (``acp_6bbc_3e6b fe80::1``) or, for unicast, the address of the peer. ``direction`` is ``in`` or ``out``,
+    ``message`` the CBOR of the message.
     """
 
     time: float
