@@ -14,6 +14,7 @@ from minerva.core.errors import MinervaError, UsageError
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
     "connect": ("minerva.cli.connect", "connect", "Run this machine's node in the foreground."),
+    "inventory": ("minerva.cli.inventory", "inventory", "List the machines of the domain."),
     "exec": ("minerva.cli.node", "exec_command", "Run a command in a namespace of the node."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> list[str]:
+def table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> list[str]:
+    """Return a table's lines; ``empty`` is what is said where there are no rows."""
     if not rows:
         return [f"  {empty}"]
     cells = [list(head), *([str(cell) if cell is not None else "-" for cell in row] for row in rows)]
@@ -40,19 +41,19 @@ def status_text(found: dict[str, Any]) -> str:
     if acp0["problem"]:
         lines.append(f"  {acp0['interface']} is off: {acp0['problem']}")
     lines += ["", "Ports"]
-    lines += _table(
+    lines += table(
         ("NAME", "STATE", "LINK-LOCAL", "NOTE"),
         [(p["name"], p["state"], p.get("link_local"), p["problem"] or "") for p in found["ports"]],
         "none: no interface of this machine is one that the ACP uses",
     )
     lines += ["", "Neighbours"]
-    lines += _table(
+    lines += table(
         ("PORT", "LINK-LOCAL", "STATE", "ROLE", "NOTE"),
         [_neighbour(item) for item in found["neighbours"]],
         "none heard yet",
     )
     lines += ["", f"Channels ({node['data_plane']}-space data plane)"]
-    lines += _table(
+    lines += table(
         ("INTERFACE", "PORT", "PEER", "MTU", "IN", "OUT", "DROPPED"),
         [
             (
@@ -70,13 +71,32 @@ def status_text(found: dict[str, Any]) -> str:
     )
     lines += ["", "Routing"]
     lines += _routing(rpl)
+    lines += ["", "GRASP"]
+    lines += _grasp(found["grasp"] or {})
     broken = [p for p in found["processes"] if p["pid"] is None or p["restarts"]]
     if broken:
         lines += ["", "Processes that were started again"]
-        lines += _table(
+        lines += table(
             ("NAME", "PID", "RESTARTS"), [(p["name"], p["pid"], p["restarts"]) for p in broken], "none"
         )
     return "\n".join(lines)
+
+
+def _grasp(grasp: dict[str, Any]) -> list[str]:
+    if not grasp:
+        return ["  the process of GRASP does not answer"]
+    lines = [
+        f"  {grasp['objectives']} objectives of ASAs here, {grasp['floods']} flooded ones known, "
+        f"{grasp['sessions']} sessions; {grasp['api_connections']} processes use it"
+    ]
+    return lines + table(
+        ("INTERFACE", "NEIGHBOUR", "STATE"),
+        [
+            (link["interface"], link["peer"], "ready" if link["ready"] else "waiting")
+            for link in grasp["links"]
+        ],
+        "no neighbours yet",
+    )
 
 
 def _routing(rpl: dict[str, Any]) -> list[str]:
@@ -85,7 +105,7 @@ def _routing(rpl: dict[str, Any]) -> list[str]:
     parent = rpl.get("preferred_parent")
     where = f"rank {rpl.get('rank')}" + (f", parent on {parent['interface']}" if parent else "")
     lines = [f"  {rpl.get('role')} of DODAG {rpl.get('dodag_id')}, {where}"]
-    return lines + _table(
+    return lines + table(
         ("PREFIX", "INTERFACE", "NEXT HOP"),
         [(route["prefix"], route["interface"], route["next_hop"]) for route in rpl.get("routes", [])],
         "no routes yet",

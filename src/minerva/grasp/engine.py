@@ -287,12 +287,16 @@ class GraspEngine:
         return {
             "links": self._substrate.status(),
             "objectives": sum(1 for _ in self._registry),
+            "floods": self._flooding.size,
+            "sessions": self._sessions.size,
             "counters": dict(self.counters),
         }
 
     def status(self, now: float) -> dict[str, Any]:
         """Return everything an operator may want to see, as CBOR items."""
-        return self.summary() | {
+        return {
+            "links": self._substrate.status(),
+            "counters": dict(self.counters),
             "objectives": [
                 {
                     "name": item.name,

@@ -92,6 +92,11 @@ class Flooding:
         self._replay_at: float | None = None
         self._sweep_at: float | None = None
 
+    @property
+    def size(self) -> int:
+        """How many copies of objectives the cache holds."""
+        return self._entries
+
     # --- from here -------------------------------------------------------------------------------------
 
     def originate(self, flood: Flood, now: float) -> None:

@@ -94,6 +94,11 @@ class Sessions:
         self._epitaphs: dict[tuple[int, int], tuple[ErrorCode, str]] = {}
         self.ended: deque[SessionEnded] = deque()
 
+    @property
+    def size(self) -> int:
+        """How many sessions there are."""
+        return len(self._sessions)
+
     # --- calls of ASAs: initiator ------------------------------------------------------------------------
 
     def request(

@@ -32,7 +32,7 @@ def node_config(node: Node, key_log: Path | None, where: str) -> str:
 
     ``where`` says where its settings are from. Raises UsageError for settings that no node has.
     """
-    settings: dict[str, Any] = {"ports": {"include": ["eth*"]}}
+    settings: dict[str, Any] = {"name": node.name, "ports": {"include": ["eth*"]}}
     for name, value in node.settings.items():
         settings[name] = settings.get(name, {}) | value if isinstance(value, Mapping) else value
     if key_log is not None:

@@ -1,0 +1,288 @@
+"""GRASP through a real network: floods, discovery, negotiation, failures, and who may take part."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from ipaddress import IPv6Address
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minerva.asa import Asa, AsaError, ErrorCode, Objective, ObjectiveFlag, Session
+from minerva.asa.protocol import API_SOCKET
+from minerva.asa.services import AN_JOIN_REGISTRAR, SRV_EST, est_server, join_registrar, services
+from minerva.grasp.constants import GRASP_LISTEN_PORT
+from tests.lab.attacker import StandingLab, run, standing_lab, until
+
+pytestmark = pytest.mark.root
+
+NODES = ("n1", "n2", "n3", "n4", "n5")
+F_NEG, F_SYNCH = ObjectiveFlag.F_NEG, ObjectiveFlag.F_SYNCH
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> None:
+    """The lab stands for the whole module, and looks itself whether something of it stays."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
+    """Five nodes in a line, whose neighbours are all connected."""
+    with standing_lab("line:5", "grasp", tmp_path_factory.mktemp("labs")) as lab:
+        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready")
+        yield lab
+
+
+def links_ready(lab: StandingLab, node: str) -> bool:
+    """Return whether all channels of a node have their GRASP connection."""
+    status = lab.status(node)
+    links = (status["grasp"] or {}).get("links", [])
+    return bool(links) and len(links) == len(status["channels"]) and all(link["ready"] for link in links)
+
+
+def api(lab: StandingLab, node: str) -> Path:
+    """Return the API socket of a node."""
+    return lab.run_dir(node) / API_SOCKET
+
+
+@asynccontextmanager
+async def asas(lab: StandingLab, *nodes: str) -> AsyncIterator[list[Asa]]:
+    """An ASA on each of the nodes."""
+    async with AsyncExitStack() as stack:
+        yield [
+            await stack.enter_async_context(Asa.connect(f"test-{time.monotonic_ns()}", api(lab, node)))
+            for node in nodes
+        ]
+
+
+async def eventually(what: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> tuple[Any, float]:
+    """Return what ``what`` returns as soon as that is true, and how long it took."""
+    began = time.monotonic()
+    while True:
+        if found := await what():
+            return found, time.monotonic() - began
+        assert time.monotonic() - began < seconds, "it did not come"
+        await asyncio.sleep(0.01)
+
+
+def address(lab: StandingLab, node: str) -> IPv6Address:
+    """Return the ACP address of a node."""
+    return IPv6Address(lab.status(node)["node"]["address"])
+
+
+# --- floods ------------------------------------------------------------------------------------------------
+
+
+def test_a_flood_is_everywhere_within_a_second(lab: StandingLab) -> None:
+    """
+    covers: 6.9.1-1, 6.9.2-6, G2.5.6.2-3
+    """
+
+    async def main() -> float:
+        objective = Objective("EX3", F_SYNCH, 6, {"what": ["ever", 1]})
+        async with asas(lab, *NODES) as (first, *others):
+            await first.register_objective(objective)
+            began = time.monotonic()
+            await first.flood(60_000, objective)
+            for other in others:
+                (tagged,), _ = await eventually(lambda other=other: other.get_flood(objective))
+                assert tagged.objective.value == objective.value
+                assert tagged.locator is None
+            return time.monotonic() - began
+
+    assert asyncio.run(main()) < 1.0
+
+
+def test_services_for_enrolment_are_known_everywhere(lab: StandingLab) -> None:
+    async def main() -> None:
+        where = address(lab, "n1")
+        async with asas(lab, "n1", "n5") as (registrar, far):
+            announced = [est_server(where, 443), join_registrar(where, 8443)]
+            for tagged in announced:
+                await registrar.register_objective(tagged.objective)
+            await registrar.flood(210_000, announced)
+            for name, port in ((SRV_EST, 443), (AN_JOIN_REGISTRAR, 8443)):
+                asked = Objective(name, F_SYNCH)
+                found, _ = await eventually(lambda asked=asked: far.get_flood(asked))
+                assert [(item.address, item.port) for item in services(found)] == [(where, port)]
+
+    asyncio.run(main())
+
+
+def test_a_cut_link_and_what_was_missed(lab: StandingLab) -> None:
+    """What is flooded while a link is down is known behind it soon after it is up again."""
+
+    async def main() -> None:
+        objective = Objective("EX4", F_SYNCH, 6, "news")
+        async with asas(lab, "n1", "n5") as (near, far):
+            await near.register_objective(objective)
+            ip = ("ip", "-n", lab.host("n3").name, "link", "set", "eth0")
+            run(*ip, "down")
+            try:
+                until(lambda: len(lab.channels("n3")) == 1, "the channel is gone")
+                await near.flood(60_000, objective)
+                await asyncio.sleep(0.5)
+                assert await far.get_flood(objective) == []
+            finally:
+                run(*ip, "up")
+            _, seconds = await eventually(lambda: far.get_flood(objective), 30)
+            assert seconds < 30
+        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready again")
+
+    asyncio.run(main())
+
+
+# --- discovery ---------------------------------------------------------------------------------------------
+
+
+def test_discovery_from_end_to_end_at_the_first_ask(lab: StandingLab) -> None:
+    """
+    covers: G2.5.4.4-1, G2.5.4.4-2, G2.5.4.4-3, G2.5.4.4-6, 6.9.2-5, G2.9.5-1
+    """
+
+    async def main() -> None:
+        objective = Objective("EX5", F_NEG, 6)
+        async with asas(lab, "n1", "n5", "n3") as (near, far, between):
+            await far.register_objective(objective)
+            listening = asyncio.create_task(far.listen_negotiate(objective))
+            await asyncio.sleep(0.1)
+            (found,) = await near.discover(objective, 600)
+            assert found.address == address(lab, "n5")
+            assert found.locator.port == GRASP_LISTEN_PORT
+            # A node on the way has heard the answer too.
+            (cached,) = await between.discover(objective, 0, 1)
+            assert cached.address == address(lab, "n5")
+            listening.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await listening
+
+    asyncio.run(main())
+
+
+# --- negotiation -------------------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def negotiation(lab: StandingLab, name: str, **options: Any) -> AsyncIterator[tuple[Session, Session]]:
+    """A negotiation between the ends of the line: the initiator after the first offer, and the responder."""
+    objective = Objective(name, F_NEG, 6, 410)
+    async with asas(lab, "n1", "n5") as (near, far):
+        await near.register_objective(objective, overlap=True)
+        await far.register_objective(objective, overlap=True)
+
+        async def answer() -> Session:
+            session = await far.listen_negotiate(objective)
+            assert session.value == 410
+            return session
+
+        answering = asyncio.create_task(answer())
+        await asyncio.sleep(0.1)
+        asking = asyncio.create_task(near.negotiate(objective, **options))
+        responder = await answering
+        offering = asyncio.create_task(responder.offer(80))
+        initiator = await asking
+        assert initiator.value == 80
+        yield initiator, responder
+        offering.cancel()
+        with contextlib.suppress(asyncio.CancelledError, AsaError):
+            await offering
+
+
+def test_a_negotiation_across_all_hops_that_is_declined(lab: StandingLab) -> None:
+    """The session of RFC 8990 appendix A: offers, counter-offers, a delay, and a decline with its reason.
+
+    covers: G2.5.5-1, G2.8.7-1, G2.8.8-1, G2.8.9-1
+    """
+
+    async def main() -> None:
+        objective = Objective("EX6", F_NEG, 6, 410)
+        async with asas(lab, "n1", "n5") as (near, far):
+            await near.register_objective(objective)
+            await far.register_objective(objective)
+
+            async def respond() -> list[Any]:
+                session = await far.listen_negotiate(objective)
+                seen = [session.value]
+                seen.append((await session.offer(80)).value)
+                await session.wait(34_965)
+                seen.append((await session.offer(120)).value)
+                await session.decline("Insufficient funds")
+                return seen
+
+            responding = asyncio.create_task(respond())
+            await asyncio.sleep(0.1)
+            session = await near.negotiate(objective)
+            seen = [session.value]
+            seen.append((await session.offer(307)).value)
+            with pytest.raises(AsaError) as caught:
+                await session.offer(246)
+            assert (caught.value.code, caught.value.reason) == (ErrorCode.declined, "Insufficient funds")
+            assert session.ended
+            assert not session.agreed
+            assert seen == [80, 120]
+            assert await responding == [410, 307, 246]
+
+    asyncio.run(main())
+
+
+def test_a_negotiation_that_is_accepted(lab: StandingLab) -> None:
+    async def main() -> None:
+        async with negotiation(lab, "EX7") as (initiator, responder):
+            await initiator.accept()
+            assert initiator.agreed
+            until_ended = await eventually(lambda: _now(responder.ended))
+            assert until_ended[1] < 5
+            assert responder.agreed
+
+    asyncio.run(main())
+
+
+async def _now(value: bool) -> bool:
+    return value
+
+
+def test_a_peer_that_dies_in_the_middle(lab: StandingLab) -> None:
+    """The process of the responder ends without a word: the initiator learns of it at once.
+
+    covers: G2.5.5-2
+    """
+
+    async def main() -> None:
+        objective = Objective("EX8", F_NEG, 6, 1)
+        async with asas(lab, "n1", "n5") as (near, dying):
+            await near.register_objective(objective)
+            await dying.register_objective(objective)
+            listening = asyncio.create_task(dying.listen_negotiate(objective))
+            await asyncio.sleep(0.1)
+            asking = asyncio.create_task(near.negotiate(objective))
+            await listening
+            await dying.grasp.close()
+            with pytest.raises(AsaError) as caught:
+                await asyncio.wait_for(asking, 5)
+            assert caught.value.code is ErrorCode.noPeer
+
+    asyncio.run(main())
+
+
+def test_a_node_that_falls_silent_in_the_middle(lab: StandingLab) -> None:
+    """The link breaks under a negotiation: TCP gives up, and both sides learn of it, well within a minute."""
+
+    async def main() -> None:
+        async with negotiation(lab, "EX9") as (initiator, responder):
+            ip = ("ip", "-n", lab.host("n3").name, "link", "set", "eth0")
+            run(*ip, "down")
+            try:
+                with pytest.raises(AsaError) as caught:
+                    await asyncio.wait_for(initiator.offer(100), 30)
+                assert caught.value.code in (ErrorCode.noPeer, ErrorCode.noNegReply)
+                await eventually(lambda: _now(responder.ended), 30)
+            finally:
+                run(*ip, "up")
+        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready again", seconds=40)
+
+    asyncio.run(main())
