@@ -204,7 +204,7 @@ class Calls:
         copies = self._flooding.copies(objective.name, now) if peer is None else []
         if copies:
             self._asa(token, handle)
-            return max(copies, key=lambda copy: copy.expires).objective.to_cbor()
+            return copies[-1].objective.to_cbor()  # the newest
         self._request(token, handle, objective, peer, timeout, now)
         return _LATER
 
@@ -229,7 +229,7 @@ class Calls:
         tagged = [TaggedObjective.from_cbor(item) for item in items]
         for item in tagged:
             registration = self._registry.registration(asa, item.objective.name)
-            if not registration.flags & ObjectiveFlag.F_SYNCH:
+            if not registration.flags & item.objective.flags & ObjectiveFlag.F_SYNCH:
                 raise AsaError(ErrorCode.notFloodDisc)
         link_local = [item for item in tagged if _is_for_link(item)]
         if link_local and len(link_local) < len(tagged):
@@ -292,9 +292,8 @@ class Calls:
 
     def _cancel(self, token: CallToken, arguments: list[Any], _: float) -> None:
         other = CallToken(token.client, check_uint(arguments[0], 1 << 62, "request"))
-        if not self._sessions.abandon(other):
-            self._finder.cancel(other)
-        self._answer(other, ErrorCode.unspec, None, "cancelled")
+        if self._sessions.abandon(other) or self._finder.cancel(other):  # else its answer is on its way
+            self._answer(other, ErrorCode.unspec, None, "cancelled")
 
     def _node(self, _: CallToken, __: list[Any], ___: float) -> Any:
         return {"address": self._address.packed, "port": self._substrate.port}

@@ -37,7 +37,10 @@ MAX_NAMES = 4096
 MAX_LOCATORS = 32
 MAX_RELAYED = 16_384
 MAX_DIVERTED = 8
-"""Bounds: names cached, locators cached of each, discoveries remembered, locators in a Divert."""
+MAX_PASSED_BACK = 64
+MAX_QUERIES = 1024
+"""Bounds: names cached, locators cached of each, discoveries remembered, locators in a Divert, answers passed
+back to one asker, discoveries of our own at a time."""
 
 _KINDS = ObjectiveFlag.F_NEG | ObjectiveFlag.F_SYNCH
 
@@ -75,6 +78,7 @@ class _Relayed:
     interface: int
     answers_until: float
     forget_at: float
+    passed_back: int = 0
 
 
 def supports(ours: ObjectiveFlag, asked: ObjectiveFlag) -> bool:
@@ -137,6 +141,11 @@ class Discovery:
         """Forget a locator that turned out to be of no use."""
         self._cache.get(name, {}).pop(locator, None)
 
+    @property
+    def busy(self) -> bool:
+        """Whether so many discoveries of ours are under way that no process should begin another."""
+        return len(self._queries) >= MAX_QUERIES
+
     def start(
         self, token: Hashable, objective: Objective, seconds: float, now: float, *, first: bool
     ) -> None:
@@ -154,10 +163,12 @@ class Discovery:
     def _message(self, query: _Query) -> DiscoveryMessage:
         return DiscoveryMessage(query.session_id, self._address, query.objective)
 
-    def cancel(self, which: Callable[[Hashable], bool]) -> None:
-        """Forget the discoveries of ours with a token that ``which`` picks, without a word to anybody."""
-        for query in [query for query in self._queries.values() if which(query.token)]:
+    def cancel(self, which: Callable[[Hashable], bool]) -> bool:
+        """Forget the discoveries of ours with a token that ``which`` picks; return whether there were any."""
+        picked = [query for query in self._queries.values() if which(query.token)]
+        for query in picked:
             self._end(query)
+        return bool(picked)
 
     def _end(self, query: _Query) -> None:
         del self._queries[query.session_id]
@@ -173,21 +184,29 @@ class Discovery:
             return
         self._counters["discoveries-received"] += 1
         left = message.objective.loop_count - 1
+        answer = self._answer(message, interface or 0, now)
+        relay = answer is None and interface is not None and left > 0
+        if relay and not self._may_relay(interface or 0, now):
+            self._counters["discoveries-limited"] += 1
+            return
         name, until = message.objective.name, now + HOP_SECONDS * max(left, 1)
         self._remember(key, _Relayed(name, connection, interface or 0, until, now + SEEN_SECONDS), now)
-        answer = self._answer(message, interface or 0, now)
         if answer is not None:
             self._send(connection, answer.encode())
             self._counters["responses-sent"] += 1
-        elif interface is not None and left > 0:
-            self._relay(message, left, interface, now)
+        elif relay:
+            self._relay(message, left, interface or 0)
 
     def _answer(self, message: DiscoveryMessage, interface: int, now: float) -> Response | None:
         own = self._own(message.objective, interface)
         if own is not None:
             locators, ttl = own
             return Response(message.session_id, message.initiator, ttl, locators)
-        others = [item for item in self.cached(message.objective.name, now) if item.interface != interface]
+        others = [
+            item
+            for item in self.cached(message.objective.name, now)
+            if item.interface != interface and not _is_link_local(item.locator)
+        ]
         if not others:
             return None
         ttl = int((min(item.expires for item in others) - now) * 1000)
@@ -201,10 +220,10 @@ class Discovery:
             del self._relayed[next(iter(self._relayed))]
         self._relayed[key] = seen
 
-    def _relay(self, message: DiscoveryMessage, left: int, interface: int, now: float) -> None:
-        if not self._buckets.setdefault(interface, TokenBucket(RELAY_BURST, 1 / RELAY_RATE)).take(now):
-            self._counters["discoveries-limited"] += 1
-            return
+    def _may_relay(self, interface: int, now: float) -> bool:
+        return self._buckets.setdefault(interface, TokenBucket(RELAY_BURST, 1 / RELAY_RATE)).take(now)
+
+    def _relay(self, message: DiscoveryMessage, left: int, interface: int) -> None:
         data = replace(message, objective=replace(message.objective, loop_count=left)).encode()
         for other in self._links():
             if other != interface:
@@ -220,8 +239,9 @@ class Discovery:
         if query is not None:
             found = self._found(message, interface or 0, now)
             for item in found:
-                query.found[item.locator] = item
-                self._keep(query.objective.name, item)
+                if item.locator in query.found or len(query.found) < MAX_LOCATORS:
+                    query.found[item.locator] = item
+                    self._keep(query.objective.name, item)
             if query.wanted and query.found:
                 self._end(query)
                 self._done(query.token, list(query.found.values()), now)
@@ -255,13 +275,20 @@ class Discovery:
         known[item.locator] = item
 
     def _pass_back(self, message: Response, relayed: _Relayed, interface: int, now: float) -> None:
-        locators = tuple(locator for locator in message.locators if not _is_link_local(locator))
-        if message.locators and not locators:
+        # What is link-local here means nothing to the asker; without it there may be nothing left.
+        found = [item for item in self._found(message, interface, now) if not _is_link_local(item.locator)]
+        if not found or relayed.passed_back >= MAX_PASSED_BACK:
+            self._counters["responses-dropped"] += 1
             return
-        for item in self._found(message, interface, now):
-            if not _is_link_local(item.locator):
-                self._keep(relayed.name, item)
-        self._send(relayed.connection, replace(message, locators=locators).encode())
+        relayed.passed_back += 1
+        for item in found[:MAX_LOCATORS]:
+            self._keep(relayed.name, item)
+        locators = tuple(item.locator for item in found)
+        if message.divert is None:
+            answer = replace(message, locators=locators)
+        else:
+            answer = replace(message, divert=Divert(locators))
+        self._send(relayed.connection, answer.encode())
         self._counters["responses-passed-back"] += 1
 
     # --- links and time ----------------------------------------------------------------------------------

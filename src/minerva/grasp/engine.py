@@ -124,6 +124,7 @@ class GraspEngine:
     def interface_up(self, interface: int, link_local: IPv6Address, now: float) -> None:
         """A channel is there; ``link_local`` is our address on its interface."""
         self._substrate.interface_up(interface, link_local, now)
+        self._settle(now)
 
     def interface_down(self, interface: int, now: float) -> None:
         """A channel is gone."""
@@ -135,6 +136,7 @@ class GraspEngine:
     def peer_heard(self, interface: int, peer: IPv6Address, now: float) -> None:
         """The neighbour on a channel has this link-local address."""
         self._substrate.peer_heard(interface, peer, now)
+        self._settle(now)
 
     def accepted(self, peer: IPv6Address, interface: int | None, now: float) -> int | None:
         """Somebody has opened a connection to us: on a link (``interface``) or, authenticated, anywhere.

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from ipaddress import IPv6Address
 from typing import Any
 
-from minerva.grasp.api import AsaLocator, ErrorCode
+from minerva.grasp.api import AsaError, AsaLocator, ErrorCode
 from minerva.grasp.constants import TransportProto
 from minerva.grasp.discovery import HOP_SECONDS, Discovery, Found
 from minerva.grasp.options import IPv6Locator, Locator, Objective
 from minerva.grasp.registry import Registry
-from minerva.grasp.session import Session
+from minerva.grasp.session import Session, State
 from minerva.grasp.substrate import Substrate
 
 FIND_ATTEMPTS = 3
@@ -90,16 +90,20 @@ class Finder:
             self._search(_Search(session, 1), now)
 
     def _search(self, search: _Search, now: float) -> None:
+        if search.session.state is not State.FINDING:  # it has ended meanwhile
+            return
         seconds = HOP_SECONDS * search.session.objective.loop_count * 2 ** (search.attempt - 1)
         self.discovery.start(search, search.session.objective, seconds, now, first=True)
 
     def list_all(self, call: CallToken, objective: Objective, seconds: float, now: float) -> None:
-        """Answer ``call`` with all locators that are found within ``seconds``."""
+        """Answer ``call`` with all locators found within ``seconds``. Raises :class:`AsaError`."""
+        if self.discovery.busy:
+            raise AsaError(ErrorCode.unspec, "too many discoveries are under way")
         self.discovery.start(_Listing(call, objective), objective, seconds, now, first=False)
 
-    def cancel(self, call: CallToken) -> None:
-        """Forget what ``call`` asked for."""
-        self.discovery.cancel(lambda token: isinstance(token, _Listing) and token.call == call)
+    def cancel(self, call: CallToken) -> bool:
+        """Forget what ``call`` asked for; return whether it was under way."""
+        return self.discovery.cancel(lambda token: isinstance(token, _Listing) and token.call == call)
 
     def cancel_all(self, client: int) -> None:
         """Forget what any call of a process asked for."""

@@ -8,10 +8,13 @@ still be alive somewhere, and never for less than 120 s.
 ends of a link that has come up tell each other all floods that are still valid, as they would have relayed
 them, with the time that is left of their lifetime. Whoever has seen a flood drops it at once; who has not
 relays it. So a flood reaches every node that can be reached, whenever its part of the network was joined.
+That includes what came by this very link before: the neighbour may have started anew.
 
 *Limits.* What one link brings in, and what one initiator says, is limited each (``LINK_RATE``,
 ``INITIATOR_RATE``), so that neither a neighbour nor a node far away takes the network, or this node's
-memory, from the others. What is above the limit is dropped, counted, and not remembered as seen.
+memory, from the others. What is above the limit is dropped, counted, and not remembered as seen. As the
+address of an initiator is but a claim, half of what a link may bring is for initiators that are known
+already, and a cache that is full makes room at the expense of the link that has filled it most.
 """
 
 from __future__ import annotations
@@ -20,7 +23,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
-from typing import TypeAlias
+from itertools import islice
+from typing import TypeAlias, TypeVar
 
 from minerva.grasp.constants import ObjectiveFlag
 from minerva.grasp.messages import Flood, FloodEntry
@@ -30,29 +34,35 @@ from minerva.grasp.rate import TokenBucket
 SEEN_SECONDS = 120.0
 """How long a flood is remembered at the least: twice GRASP_DEF_TIMEOUT, in seconds."""
 
-SEEN_LONGEST = 3600.0
-"""How long a flood is remembered at the most, in seconds."""
+SEEN_LONGEST = 86_400.0
+"""How long a flood is remembered at the most, unless it is in the cache, in seconds.
+
+A part of the network that was cut off for longer may bring values without an end to their lifetime back that
+were replaced meanwhile, until they are flooded the next time.
+"""
 
 MAX_SEEN = 65_536
 MAX_ENTRIES = 20_000
 MAX_ENTRIES_PER_INITIATOR = 256
 MAX_INITIATORS = 16_384
-"""Bounds of the tables. Of the seen the oldest is forgotten; a cache that is full takes no new entries."""
+"""Bounds of the tables. Of what was seen, and of the cache, the oldest goes; an initiator gets its share."""
 
 LINK_RATE, LINK_BURST = 250, 1000
 """Floods that one link may bring in a second, and at once."""
 
-INITIATOR_RATE, INITIATOR_BURST = 10, 50
-"""Floods that one initiator may send a second, and at once."""
+INITIATOR_RATE, INITIATOR_BURST = 10, MAX_ENTRIES_PER_INITIATOR
+"""Floods that one initiator may send a second, and at once: all of its own that a neighbour tells again."""
 
 REPLAY_BATCH, REPLAY_INTERVAL = 50, 0.25
 """How many floods a neighbour that has come up is told at once, and how often; below what it may bring in."""
 
 _SWEEP_SECONDS = 10.0
+_EVICTED_AT_ONCE = MAX_ENTRIES // 20
 
 _Initiator: TypeAlias = IPv4Address | IPv6Address
 _FloodKey: TypeAlias = tuple[int, _Initiator]
 _EntryKey: TypeAlias = tuple[str, Locator | None]
+_Key = TypeVar("_Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,14 @@ class CachedObjective:
     """The loop count of a relayed copy of the flood; below 1 it is not relayed."""
 
 
+@dataclass(slots=True)
+class _Replay:
+    """What a neighbour is still to be told, and when it may be told the next of it."""
+
+    keys: deque[_FloodKey]
+    at: float
+
+
 class Flooding:
     """The flood cache and the relay of one instance. ``send(interface, data)`` sends on a link."""
 
@@ -86,10 +104,10 @@ class Flooding:
         self._floods: dict[_FloodKey, list[_EntryKey]] = {}
         self._entries = 0
         self._per_initiator: Counter[_Initiator] = Counter()
+        self._per_link: Counter[int | None] = Counter()
         self._link_buckets: dict[int, TokenBucket] = {}
         self._initiator_buckets: dict[_Initiator, TokenBucket] = {}
-        self._replays: dict[int, deque[_FloodKey]] = {}
-        self._replay_at: float | None = None
+        self._replays: dict[int, _Replay] = {}
         self._sweep_at: float | None = None
 
     @property
@@ -119,7 +137,7 @@ class Flooding:
     def receive(self, flood: Flood, interface: int, now: float) -> bool:
         """Take a flood that came by ``interface``; return whether it is new and was taken."""
         key = (flood.session_id, flood.initiator)
-        if self._seen.get(key, 0.0) > now:
+        if key in self._floods or self._seen.get(key, 0.0) > now:
             self._counters["floods-seen-before"] += 1
             return False
         first = flood.entries[0].objective
@@ -151,7 +169,8 @@ class Flooding:
             bucket = TokenBucket(INITIATOR_BURST, 1 / INITIATOR_RATE)
         self._initiator_buckets[initiator] = bucket  # the one unused for longest stays in front
         # The initiator first: one that says too much should not use up what its neighbours may bring in.
-        return bucket.take(now) and link.take(now)
+        known = initiator in self._per_initiator
+        return bucket.take(now) and link.take(now, leave=0 if known else LINK_BURST // 2)
 
     @staticmethod
     def _acceptable(entry: FloodEntry, link_local_flood: bool) -> bool:
@@ -166,6 +185,8 @@ class Flooding:
             del self._seen[next(iter(self._seen))]
         lifetime = ttl / 1000 if ttl else SEEN_LONGEST
         self._seen[key] = now + min(max(lifetime, SEEN_SECONDS), SEEN_LONGEST)
+        if self._sweep_at is None:
+            self._sweep_at = now + _SWEEP_SECONDS
 
     def _relay(self, flood: Flood, loop_count: int, came_by: int) -> None:
         if loop_count < 1:
@@ -182,28 +203,36 @@ class Flooding:
         expires = now + flood.ttl / 1000 if flood.ttl else float("inf")
         key = (flood.session_id, flood.initiator)
         for entry in flood.entries:
-            copies = self._cache.setdefault(entry.objective.name, {})
-            before = copies.pop(entry.locator, None)
-            if before is not None:
-                self._forget_copy(before)
-            elif not self._has_room(flood.initiator, now):
+            name, locator = entry.objective.name, entry.locator
+            # Taken out first, so that the newest copy of an objective is the last.
+            if not self.forget(name, locator) and not self._has_room(flood.initiator, now):
                 self._counters["flood-cache-full"] += 1
-                if not copies:
-                    del self._cache[entry.objective.name]
                 continue
-            copies[entry.locator] = CachedObjective(
-                entry.objective, entry.locator, *key, interface, expires, loop_count
-            )
-            self._floods.setdefault(key, []).append((entry.objective.name, entry.locator))
+            copy = CachedObjective(entry.objective, locator, *key, interface, expires, loop_count)
+            self._cache.setdefault(name, {})[locator] = copy
+            self._floods.setdefault(key, []).append((name, locator))
             self._entries += 1
             self._per_initiator[flood.initiator] += 1
-        if self._sweep_at is None and self._entries:
-            self._sweep_at = now + _SWEEP_SECONDS
+            self._per_link[interface] += 1
 
     def _has_room(self, initiator: _Initiator, now: float) -> bool:
+        """Return whether one more entry may be cached; make room if it is only the whole that is full."""
         if self._entries >= MAX_ENTRIES or self._per_initiator[initiator] >= MAX_ENTRIES_PER_INITIATOR:
             self._sweep(now)
-        return self._entries < MAX_ENTRIES and self._per_initiator[initiator] < MAX_ENTRIES_PER_INITIATOR
+        if self._per_initiator[initiator] >= MAX_ENTRIES_PER_INITIATOR:
+            return False
+        if self._entries >= MAX_ENTRIES:
+            self._evict()
+        return True
+
+    def _evict(self) -> None:
+        """Forget the oldest entries of the link that most have come by."""
+        heaviest = self._per_link.most_common(1)[0][0]
+        copies = (self._cache[name][locator] for keys in self._floods.values() for name, locator in keys)
+        oldest = islice((copy for copy in copies if copy.interface == heaviest), _EVICTED_AT_ONCE)
+        for copy in list(oldest):
+            self._counters["floods-evicted"] += 1
+            self.forget(copy.objective.name, copy.locator)
 
     def _forget_copy(self, copy: CachedObjective) -> None:
         """Take a copy, which is out of the cache already, out of the other tables."""
@@ -213,9 +242,8 @@ class Flooding:
         if not entries:
             del self._floods[key]
         self._entries -= 1
-        self._per_initiator[copy.initiator] -= 1
-        if not self._per_initiator[copy.initiator]:
-            del self._per_initiator[copy.initiator]
+        _count_down(self._per_initiator, copy.initiator)
+        _count_down(self._per_link, copy.interface)
 
     def forget(self, name: str, locator: Locator | None) -> bool:
         """Take one copy out of the cache; return whether it was there."""
@@ -239,7 +267,9 @@ class Flooding:
 
     def link_ready(self, interface: int, now: float) -> None:
         """Begin to tell a neighbour what it may have missed."""
-        self._replays[interface] = deque(self._floods)
+        before = self._replays.get(interface)
+        # A neighbour that connects again and again is not told more for it.
+        self._replays[interface] = _Replay(deque(self._floods), now if before is None else before.at)
         self._replay(now)
 
     def link_down(self, interface: int) -> None:
@@ -248,16 +278,15 @@ class Flooding:
         self._link_buckets.pop(interface, None)
 
     def _replay(self, now: float) -> None:
-        for interface, keys in list(self._replays.items()):
-            for _ in range(min(REPLAY_BATCH, len(keys))):
-                self._replay_one(interface, keys.popleft(), now)
-            if not keys:
-                del self._replays[interface]
-        self._replay_at = now + REPLAY_INTERVAL if self._replays else None
+        for interface, replay in self._replays.items():
+            if replay.keys and replay.at <= now:
+                for _ in range(min(REPLAY_BATCH, len(replay.keys))):
+                    self._replay_one(interface, replay.keys.popleft(), now)
+                replay.at = now + REPLAY_INTERVAL
 
     def _replay_one(self, interface: int, key: _FloodKey, now: float) -> None:
         copies = [self._cache[name][locator] for name, locator in self._floods.get(key, ())]
-        copies = [copy for copy in copies if copy.expires > now and copy.interface != interface]
+        copies = [copy for copy in copies if copy.expires > now]
         if not copies or copies[0].loop_count < 1 or key[1].is_link_local:
             return
         expires = copies[0].expires
@@ -269,12 +298,12 @@ class Flooding:
 
     def next_timer(self) -> float | None:
         """Return when ``on_timer`` wants to be called."""
-        return min((t for t in (self._replay_at, self._sweep_at) if t is not None), default=None)
+        times = [replay.at for replay in self._replays.values() if replay.keys]
+        return min(times if self._sweep_at is None else [*times, self._sweep_at], default=None)
 
     def on_timer(self, now: float) -> None:
         """Go on telling, and forget what has expired."""
-        if self._replay_at is not None and self._replay_at <= now:
-            self._replay(now)
+        self._replay(now)
         if self._sweep_at is not None and self._sweep_at <= now:
             self._sweep(now)
 
@@ -283,6 +312,12 @@ class Flooding:
             self.forget(copy.objective.name, copy.locator)
         self._seen = {key: until for key, until in self._seen.items() if until > now}
         self._sweep_at = now + _SWEEP_SECONDS if self._entries or self._seen else None
+
+
+def _count_down(counter: Counter[_Key], key: _Key) -> None:
+    counter[key] -= 1
+    if not counter[key]:
+        del counter[key]
 
 
 def _with_loop_count(flood: Flood, loop_count: int) -> Flood:

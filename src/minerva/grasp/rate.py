@@ -14,11 +14,14 @@ class TokenBucket:
         self._tokens = float(burst)
         self._updated = 0.0
 
-    def take(self, now: float) -> bool:
-        """Return whether it may happen at ``now``; if so, it counts as having happened."""
+    def take(self, now: float, *, leave: int = 0) -> bool:
+        """Return whether it may happen at ``now``; if so, it counts as having happened.
+
+        What is less important should ``leave`` so many to what is more so.
+        """
         self._tokens = min(self._burst, self._tokens + (now - self._updated) / self._interval)
         self._updated = now
-        if self._tokens < 1:
+        if self._tokens < 1 + leave:
             return False
         self._tokens -= 1
         return True

@@ -21,6 +21,7 @@ from collections.abc import Hashable
 from dataclasses import dataclass, field
 from enum import Enum
 from ipaddress import IPv6Address
+from typing import Any
 
 from minerva.grasp.api import AsaLocator, ErrorCode
 from minerva.grasp.constants import ObjectiveFlag
@@ -86,6 +87,8 @@ class Session:
     connection: int | None = None
     peer: IPv6Address | None = None
     candidates: deque[AsaLocator] = field(default_factory=deque)
+    candidate: AsaLocator | None = None
+    """Where the peer is thought to be, and those where it may be as well."""
     answered: bool = False
     """Whether the peer has ever answered."""
 
@@ -93,6 +96,21 @@ class Session:
     def negotiation(self) -> bool:
         """Whether it is a negotiation; else a synchronization."""
         return bool(self.objective.flags & ObjectiveFlag.F_NEG)
+
+    def status(self, now: float) -> dict[str, Any]:
+        """Return what an operator may want to know, as a CBOR item."""
+        return {
+            "session_id": self.session_id,
+            "objective": self.objective.name,
+            "kind": "negotiation" if self.negotiation else "synchronization",
+            "dry_run": bool(self.objective.flags & ObjectiveFlag.F_NEG_DRY),
+            "role": "initiator" if self.initiated else "responder",
+            "asa": None if self.asa is None else self.asa.name,
+            "peer": None if self.peer is None else str(self.peer),
+            "state": self.state.value,
+            "loop_count": self.objective.loop_count,
+            "seconds_left": round(self.deadline - now, 3),
+        }
 
 
 @dataclass(frozen=True, slots=True)

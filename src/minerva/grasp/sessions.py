@@ -1,8 +1,8 @@
 """Negotiation and synchronization, one session a connection (RFC 8990 sections 2.5.5, 2.5.6.1; RFC 8991).
 
-The states are those of :mod:`~minerva.grasp.session`. Every wait has an end: a waiting side gives up after its
-time-out (60 s, or what an M_WAIT says); an ASA whose turn it is loses the session after the same time, as its
-peer has given up by then.
+The states are those of :mod:`~minerva.grasp.session`. Every wait has an end: a waiting side gives up after
+its time-out (60 s, or what an M_WAIT says); an ASA whose turn it is loses the session after the same time, as
+its peer has given up by then.
 """
 
 from __future__ import annotations
@@ -140,30 +140,34 @@ class Sessions:
         self._try_next(session, now)
 
     def _try_next(self, session: Session, now: float) -> None:
-        candidate = session.candidates.popleft()
+        session.candidate = candidate = session.candidates.popleft()
         self._move(session, Step.FOUND)
         locator = candidate.locator
         if not isinstance(locator, IPv6Locator) or locator.transport is not TransportProto.IPPROTO_TCP:
-            self._not_connected(session, candidate, ErrorCode.invalidLoc, now)
+            self._not_connected(session, ErrorCode.invalidLoc, "", now)
             return
         session.peer = locator.address
         if locator.address.is_link_local:
             # An objective for the link alone (RFC 8991: local): on the link's own connection.
             connection = self._substrate.link_to(candidate.interface, locator.address)
             if connection is None:
-                self._not_connected(session, candidate, ErrorCode.invalidLoc, now)
+                self._not_connected(session, ErrorCode.invalidLoc, "", now)
                 return
             self._attach(session, connection)
             self._connected(session, now)
         else:
             self._attach(session, self._substrate.open(locator.address, locator.port, now))
 
-    def _not_connected(self, session: Session, used: AsaLocator, code: ErrorCode, now: float) -> None:
-        self._forget(session.objective.name, used)
+    def _not_connected(self, session: Session, code: ErrorCode, reason: str, now: float) -> None:
+        self._forget_candidate(session)
         if session.candidates:
             self._try_next(session, now)
         else:
-            self._fail(session, code)
+            self._fail(session, code, reason)
+
+    def _forget_candidate(self, session: Session) -> None:
+        if session.candidate is not None:
+            self._forget(session.objective.name, session.candidate)
 
     def _attach(self, session: Session, connection: int) -> None:
         session.connection = connection
@@ -205,17 +209,14 @@ class Sessions:
         key = (registration.asa.handle, registration.name)
         for token in self._listening.pop(key, ()):
             self._answer(token, ErrorCode.noListener, None, "listening was stopped")
-        for session in self._waiting.pop(key, ()):
+        for session in list(self._waiting.get(key, ())):
             self._fail(session, ErrorCode.noListener)
 
     def _hand_over(self, key: tuple[int, str]) -> None:
         listening, waiting = self._listening.get(key), self._waiting.get(key)
         while listening and waiting:
             session, token = waiting.popleft(), listening.popleft()
-            if session.state is State.TURN:
-                self._answer(token, ErrorCode.ok, [session.session_id, session.objective.to_cbor()], "")
-            else:
-                listening.appendleft(token)
+            self._answer(token, ErrorCode.ok, [session.session_id, session.objective.to_cbor()], "")
         # Empty ones would stay for every objective that ever was.
         if not listening:
             self._listening.pop(key, None)
@@ -245,7 +246,8 @@ class Sessions:
             session.token = token
             self._fail(session, ErrorCode.loopExhausted)
             return
-        offer = replace(session.objective, value=objective.value, loop_count=loop_count)
+        value = None if objective.value is NO_VALUE else objective.value
+        offer = replace(session.objective, value=value, loop_count=loop_count)
         message = Negotiate(session.session_id, offer)
         check_size(message)
         session.objective, session.token = offer, token
@@ -293,17 +295,6 @@ class Sessions:
         if (objective.flags ^ session.objective.flags) & dry:
             raise AsaError(ErrorCode.notDry, "a negotiation is a dry run from its beginning to its end")
 
-    @staticmethod
-    def _check_size(message: Message) -> None:
-        try:
-            size = len(message.encode())
-        except GraspError as error:
-            raise AsaError(ErrorCode.unspec, str(error)) from error
-        if size > GRASP_DEF_MAX_SIZE:
-            raise AsaError(
-                ErrorCode.unspec, f"a message of {size} bytes, at most {GRASP_DEF_MAX_SIZE} allowed"
-            )
-
     def abandon(self, token: Hashable) -> bool:
         """Forget the call ``token``, and the session it waits for; return whether there was one."""
         for key, tokens in list(self._listening.items()):
@@ -324,8 +315,6 @@ class Sessions:
         for key in [key for key in self._listening if key[0] == asa.handle]:
             for token in self._listening.pop(key):
                 self._answer(token, ErrorCode.noASA, None, "")
-        for key in [key for key in self._waiting if key[0] == asa.handle]:
-            del self._waiting[key]
         for session in [session for session in self._sessions.values() if session.asa is asa]:
             self._fail(session, ErrorCode.noASA)
 
@@ -375,6 +364,11 @@ class Sessions:
             return
         if self._clashes(message.session_id, ourselves=known.other_end is not None):
             self._counters["session-id-clashes"] += 1
+            return
+        if known.interface is None and self._of_connection(connection):
+            # One session a connection, which ends with it.
+            self._counters["messages-out-of-turn"] += 1
+            self._send_invalid(connection, message.session_id, message.encode())
             return
         self._idle.pop(connection, None)
         if isinstance(message, RequestSynchronization):
@@ -487,7 +481,7 @@ class Sessions:
         if objective.name != session.objective.name:
             self._fail(session, ErrorCode.noValidSynch)
             return
-        session.objective = objective
+        session.objective, session.answered = objective, True
         self._finish(session, Step.END, ErrorCode.ok, "")
 
     # --- ends --------------------------------------------------------------------------------------------
@@ -498,18 +492,13 @@ class Sessions:
         for session in self._of_connection(connection):
             self._detach(session)
             if session.state is State.CONNECTING:
-                assert session.peer is not None
-                used = AsaLocator(IPv6Locator(session.peer, TransportProto.IPPROTO_TCP, self._substrate.port))
                 code = ErrorCode.sockErrNegRq if session.negotiation else ErrorCode.sockErrSynRq
-                self._forget(session.objective.name, used)
-                if session.candidates:
-                    self._try_next(session, now)
-                else:
-                    self._fail(session, code, reason)
-            elif session.negotiation:
-                self._fail(session, ErrorCode.noPeer, reason)
-            else:
-                self._fail(session, ErrorCode.noListener, reason)
+                self._not_connected(session, code, reason, now)
+                continue
+            if not session.answered:  # nobody listens there, so the next session should look elsewhere
+                self._forget_candidate(session)
+            code = ErrorCode.noPeer if session.negotiation else ErrorCode.noListener
+            self._fail(session, code, reason)
 
     def _fail(self, session: Session, code: ErrorCode, reason: str = "") -> None:
         self._finish(session, Step.FAILED, code, reason)
@@ -524,6 +513,7 @@ class Sessions:
             known = self._substrate.get(connection)
             if known is not None and known.interface is None:
                 self._substrate.close(connection)
+        self._leave_queue(session)
         self._sessions.pop((session.session_id, session.initiated), None)
         if not any((session.session_id, initiated) in self._sessions for initiated in (True, False)):
             self._session_ids.release(session.session_id)
@@ -542,6 +532,17 @@ class Sessions:
             self._answer(token, code, [None, objective] if session.negotiation else objective, "")
         else:
             self._answer(token, code, None, reason)
+
+    def _leave_queue(self, session: Session) -> None:
+        """Let a session that has ended wait for its ASA no longer."""
+        if session.initiated or session.asa is None:
+            return
+        key = (session.asa.handle, session.objective.name)
+        waiting = self._waiting.get(key)
+        if waiting is not None and session in waiting:
+            waiting.remove(session)
+            if not waiting:
+                del self._waiting[key]
 
     def _bury(self, asa: Asa, session_id: int, code: ErrorCode, reason: str) -> None:
         """Keep, for the ASA's next call, why a session ended while no call of it was waiting."""
@@ -583,18 +584,4 @@ class Sessions:
 
     def status(self, now: float) -> list[dict[str, Any]]:
         """Return the sessions for ``minerva grasp sessions``."""
-        return [
-            {
-                "session_id": session.session_id,
-                "objective": session.objective.name,
-                "kind": "negotiation" if session.negotiation else "synchronization",
-                "dry_run": bool(session.objective.flags & ObjectiveFlag.F_NEG_DRY),
-                "role": "initiator" if session.initiated else "responder",
-                "asa": None if session.asa is None else session.asa.name,
-                "peer": None if session.peer is None else str(session.peer),
-                "state": session.state.value,
-                "loop_count": session.objective.loop_count,
-                "seconds_left": round(session.deadline - now, 3),
-            }
-            for session in self._sessions.values()
-        ]
+        return [session.status(now) for session in self._sessions.values()]

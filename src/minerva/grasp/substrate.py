@@ -114,7 +114,8 @@ class Link:
     """Numbers of its connections that can be used, the oldest first."""
     connecting: int | None = None
     attempt_at: float | None = None
-    since: float = 0.0
+    since: float | None = None
+    """Since when it has been ready without a break, if it is."""
     backoff: Backoff = field(default_factory=lambda: Backoff(_RETRY_FIRST, _RETRY_LAST))
 
 
@@ -164,7 +165,7 @@ class Substrate:
     def interface_up(self, interface: int, link_local: IPv6Address, now: float) -> None:
         """Note a channel; ``link_local`` is our address on it."""
         self.interface_down(interface, now)
-        self._links[interface] = Link(interface, link_local, since=now)
+        self._links[interface] = Link(interface, link_local)
 
     def interface_down(self, interface: int, now: float) -> None:
         """Forget a channel and reset its connections."""
@@ -185,7 +186,7 @@ class Substrate:
 
     def _drop_connections(self, link: Link, reason: str, now: float) -> None:
         numbers = [*link.established, *([link.connecting] if link.connecting is not None else [])]
-        link.established, link.connecting = [], None
+        link.established, link.connecting, link.since = [], None, None
         for number in numbers:
             self.close(number, abort=True)
             self._upcalls.on_closed(number, reason, now)
@@ -217,9 +218,6 @@ class Substrate:
         link.attempt_at = None
         if link.connecting == connection.number:
             link.connecting = None
-        while len(link.established) > MAX_LINK_CONNECTIONS:
-            self._counters["link-connections-dropped"] += 1
-            self.close(link.established.pop(0), abort=True)
         if len(link.established) == 1:
             link.since = now
             self._upcalls.on_link_ready(link.interface, now)
@@ -234,8 +232,9 @@ class Substrate:
             if was_first:  # what was under way on it is lost
                 self._upcalls.on_link_ready(link.interface, now)
             return
-        if now - link.since > _GOOD_RUN:
+        if link.since is not None and now - link.since > _GOOD_RUN:
             link.backoff.reset()
+        link.since = None
         delay = link.backoff.failed()
         if link.peer is not None and link.connecting is None:
             link.attempt_at = now + delay + (0.0 if link.link_local < link.peer else HIGHER_WAITS)
@@ -266,7 +265,8 @@ class Substrate:
         """Take a connection that somebody opened to us; return its number, or ``None`` to refuse it."""
         if interface is not None:
             link = self._links.get(interface)
-            if link is None or not peer.is_link_local or link.peer not in (None, peer):
+            full = link is not None and len(link.established) >= MAX_LINK_CONNECTIONS
+            if link is None or not peer.is_link_local or link.peer not in (None, peer) or full:
                 self._counters["refused-connections"] += 1
                 return None
             link.peer = peer
@@ -280,7 +280,9 @@ class Substrate:
         return connection.number
 
     def _has_room(self, peer: IPv6Address) -> bool:
-        inbound = [c for c in self._connections.values() if c.inbound and c.interface is None]
+        inbound = [
+            c for c in self._connections.values() if c.inbound and c.interface is None and c.other_end is None
+        ]
         return len(inbound) < MAX_INBOUND and sum(c.peer == peer for c in inbound) < MAX_INBOUND_PER_PEER
 
     def connected(self, number: int, now: float) -> None:
