@@ -1,28 +1,28 @@
-"""GRASP through a real network: floods, discovery, negotiation, failures, and who may take part."""
+"""GRASP through a real network: floods, discovery, negotiation, failures, restarts."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
+import os
+import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
-from ipaddress import IPv6Address
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from minerva.asa import Asa, AsaError, ErrorCode, Objective, ObjectiveFlag, Session
-from minerva.asa.protocol import API_SOCKET
+from minerva.asa import AsaError, ErrorCode, Objective, Session
 from minerva.asa.services import AN_JOIN_REGISTRAR, SRV_EST, est_server, join_registrar, services
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from tests.lab.attacker import StandingLab, run, standing_lab, until
+from tests.lab.conftest import minerva
+from tests.lab.grasp import F_NEG, F_SYNCH, NODES, address, asas, eventually, until_ready
 
 pytestmark = pytest.mark.root
-
-NODES = ("n1", "n2", "n3", "n4", "n5")
-F_NEG, F_SYNCH = ObjectiveFlag.F_NEG, ObjectiveFlag.F_SYNCH
 
 
 @pytest.fixture(autouse=True)
@@ -34,45 +34,8 @@ def nothing_stays() -> None:
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
     """Five nodes in a line, whose neighbours are all connected."""
     with standing_lab("line:5", "grasp", tmp_path_factory.mktemp("labs")) as lab:
-        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready")
+        until_ready(lab)
         yield lab
-
-
-def links_ready(lab: StandingLab, node: str) -> bool:
-    """Return whether all channels of a node have their GRASP connection."""
-    status = lab.status(node)
-    links = (status["grasp"] or {}).get("links", [])
-    return bool(links) and len(links) == len(status["channels"]) and all(link["ready"] for link in links)
-
-
-def api(lab: StandingLab, node: str) -> Path:
-    """Return the API socket of a node."""
-    return lab.run_dir(node) / API_SOCKET
-
-
-@asynccontextmanager
-async def asas(lab: StandingLab, *nodes: str) -> AsyncIterator[list[Asa]]:
-    """An ASA on each of the nodes."""
-    async with AsyncExitStack() as stack:
-        yield [
-            await stack.enter_async_context(Asa.connect(f"test-{time.monotonic_ns()}", api(lab, node)))
-            for node in nodes
-        ]
-
-
-async def eventually(what: Callable[[], Awaitable[Any]], seconds: float = 10.0) -> tuple[Any, float]:
-    """Return what ``what`` returns as soon as that is true, and how long it took."""
-    began = time.monotonic()
-    while True:
-        if found := await what():
-            return found, time.monotonic() - began
-        assert time.monotonic() - began < seconds, "it did not come"
-        await asyncio.sleep(0.01)
-
-
-def address(lab: StandingLab, node: str) -> IPv6Address:
-    """Return the ACP address of a node."""
-    return IPv6Address(lab.status(node)["node"]["address"])
 
 
 # --- floods ------------------------------------------------------------------------------------------------
@@ -132,7 +95,7 @@ def test_a_cut_link_and_what_was_missed(lab: StandingLab) -> None:
                 run(*ip, "up")
             _, seconds = await eventually(lambda: far.get_flood(objective), 30)
             assert seconds < 30
-        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready again")
+        until_ready(lab)
 
     asyncio.run(main())
 
@@ -283,6 +246,52 @@ def test_a_node_that_falls_silent_in_the_middle(lab: StandingLab) -> None:
                 await eventually(lambda: _now(responder.ended), 30)
             finally:
                 run(*ip, "up")
-        until(lambda: all(links_ready(lab, node) for node in NODES), "all links are ready again", seconds=40)
+        until_ready(lab)
 
     asyncio.run(main())
+
+
+# --- restarts ----------------------------------------------------------------------------------------------
+
+
+def test_the_process_ends_and_everything_comes_back(lab: StandingLab) -> None:
+    """The plane of n3 is killed: ASAs there are told, links come back, and what it knew is told it again."""
+
+    async def main() -> None:
+        objective = Objective("example.com:kept", F_SYNCH, 6, "still here")
+        async with asas(lab, "n1", "n3") as (near, middle):
+            await near.register_objective(objective)
+            await near.flood(300_000, objective)
+            await eventually(lambda: middle.get_flood(objective))
+            waiting = asyncio.create_task(middle.discover(Objective("EX1", F_NEG), 60_000))
+            await asyncio.sleep(0.1)
+            os.kill(lab.processes("n3")["plane"]["pid"], signal.SIGKILL)
+            with pytest.raises(AsaError) as caught:
+                await asyncio.wait_for(waiting, 10)
+            assert caught.value.code is ErrorCode.noSocket
+            until_ready(lab)
+            async with asas(lab, "n3") as (again,):
+                await eventually(lambda: again.get_flood(objective))
+
+    asyncio.run(main())
+
+
+def test_inventory_lists_the_whole_domain(lab: StandingLab) -> None:
+    result = minerva("inventory", "--run-dir", lab.run_dir("n5"), "--json")
+    assert result.returncode == 0, result.stderr
+    found = json.loads(result.stdout)
+    assert [item["name"] for item in found] == list(NODES)
+    assert [item["address"] for item in found] == [str(address(lab, node)) for node in NODES]
+    assert all(item["problem"] is None and item["uptime"] is not None for item in found)
+    text = minerva("inventory", "--run-dir", lab.run_dir("n1")).stdout
+    assert len(text.splitlines()) == 1 + len(NODES)
+
+
+def test_without_a_node_there_is_no_acp(tmp_path: Path) -> None:
+    """
+    covers: 6.9.2-3
+    """
+    result = minerva("inventory", "--run-dir", tmp_path)
+    assert result.returncode == 1
+    assert "noSecurity" in result.stderr
+    assert len(result.stderr.splitlines()) == 1

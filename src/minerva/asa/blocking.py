@@ -121,6 +121,7 @@ class Grasp(_Facade[client.Grasp]):
         """Whether the connection stands."""
         return self._inner.is_open
 
+    wait_closed = _blocking(client.Grasp.wait_closed)
     register_asa = _blocking(client.Grasp.register_asa)
     deregister_asa = _blocking(client.Grasp.deregister_asa)
     register_objective = _blocking(client.Grasp.register_objective)

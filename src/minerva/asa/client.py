@@ -128,6 +128,10 @@ class _Connection(asyncio.Protocol):
         if self.open and self._transport is not None:
             self._why = "the connection has been closed"
             self._transport.close()
+        await self.wait_closed()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended."""
         await asyncio.shield(self._ended)
 
     def _send(self, function: str, *arguments: Any) -> int:
@@ -238,6 +242,10 @@ class Grasp:
     async def close(self) -> None:
         """End the connection: the node deregisters all ASAs of it. Calls that wait fail with ``noSocket``."""
         await self._connection.close()
+
+    async def wait_closed(self) -> None:
+        """Wait until the connection has ended, from whichever side."""
+        await self._connection.wait_closed()
 
     @property
     def is_open(self) -> bool:

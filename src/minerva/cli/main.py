@@ -16,6 +16,7 @@ _COMMANDS = {
     "connect": ("minerva.cli.connect", "connect", "Run this machine's node in the foreground."),
     "inventory": ("minerva.cli.inventory", "inventory", "List the machines of the domain."),
     "exec": ("minerva.cli.node", "exec_command", "Run a command in a namespace of the node."),
+    "grasp": ("minerva.cli.grasp", "grasp", "Discover, synchronize, negotiate and flood in the ACP."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),
 }
