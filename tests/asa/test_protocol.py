@@ -63,8 +63,9 @@ def test_decoders_raise_nothing_but_their_error(data: bytes) -> None:
     for decode in (Request.decode, protocol.decode_from_node):
         with contextlib.suppress(ApiDecodeError):
             decode(data)
-    with contextlib.suppress(ApiDecodeError):
-        list(FrameScanner().feed(data))
+    for from_node in (True, False):
+        with contextlib.suppress(ApiDecodeError):
+            list(FrameScanner(from_node=from_node).feed(data))
 
 
 @given(VALUES)
@@ -76,7 +77,7 @@ def test_a_trace_record_raises_nothing_but_a_grasp_error(item: Any) -> None:
 @given(st.lists(st.builds(Request, IDS, st.text(), st.lists(VALUES, max_size=3)), max_size=4), st.data())
 def test_a_stream_cut_anywhere_gives_the_same_frames(requests: list[Request], data: st.DataObject) -> None:
     stream = b"".join(request.encode() for request in requests)
-    scanner, found = FrameScanner(), []
+    scanner, found = FrameScanner(from_node=False), []
     while stream:
         size = data.draw(st.integers(1, len(stream)))
         found += [Request.decode(frame) for frame in scanner.feed(stream[:size])]
@@ -85,7 +86,7 @@ def test_a_stream_cut_anywhere_gives_the_same_frames(requests: list[Request], da
 
 
 def test_frames_before_the_stream_breaks_are_given() -> None:
-    frames = FrameScanner().feed(Request(1, "status").encode() + b"\xff")
+    frames = FrameScanner(from_node=False).feed(Request(1, "status").encode() + b"\xff")
     assert Request.decode(next(frames)) == Request(1, "status")
     with pytest.raises(ApiDecodeError):
         next(frames)
@@ -122,8 +123,23 @@ def test_extensions_are_ignored_and_errors_of_the_future_unspecified() -> None:
 
 def test_what_the_other_end_would_refuse_is_not_sent() -> None:
     deep: Any = None
-    for _ in range(protocol.MAX_FRAME_DEPTH):
+    for _ in range(protocol.MAX_REQUEST_DEPTH):
         deep = [deep]
-    for value in (deep, bytes(protocol.MAX_FRAME), object(), "\ud800", {1: object()}):
+    for value in (deep, bytes(protocol.MAX_REQUEST), object(), "\ud800", {1: object()}):
         with pytest.raises(ApiError):
             Request(1, "x", [value]).encode()
+
+
+def test_what_a_request_brings_fits_into_every_reply() -> None:
+    """Otherwise one ASA's deep value would end the connection of whoever asks for the node's status."""
+    deep: Any = 0
+    while True:
+        try:
+            Request(1, "listen_synchronize", [1, ["x", 4, 6, [deep]]]).encode()
+        except ApiError:
+            break
+        deep = [deep]
+    status = {"objectives": [{"value": ["x", 4, 6, deep]}]}
+    assert protocol.decode_from_node(Reply(1, ErrorCode.ok, status).encode()) == Reply(
+        1, ErrorCode.ok, status
+    )

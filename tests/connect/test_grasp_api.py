@@ -35,7 +35,7 @@ class RawClient:
 
     def __init__(self, sock: socket.socket) -> None:
         self.socket = sock
-        self.scanner = FrameScanner()
+        self.scanner = FrameScanner(from_node=True)
         self.frames: list[Reply | Event] = []
         self.loop = asyncio.get_running_loop()
 
@@ -212,7 +212,7 @@ def test_the_largest_frame_and_one_byte_more(tmp_path: Path) -> None:
         empty = len(Request(1, "size", [b""]).encode()) + 4  # the length takes four bytes more then
         node.engine.functions["size"] = lambda call: len(call.arguments[0])
         async with client(node) as asa:
-            size = protocol.MAX_FRAME - empty
+            size = protocol.MAX_REQUEST - empty
             await asa.request(Request(1, "size", [bytes(size)]))
             assert (await asa.reply()).result == size
             with contextlib.suppress(BrokenPipeError):  # it is noticed before all has been sent
@@ -276,19 +276,20 @@ def test_a_client_that_does_not_read_is_disconnected(tmp_path: Path) -> None:
 
 def test_a_large_answer_to_a_client_that_reads_slowly_arrives(tmp_path: Path) -> None:
     async def test(node: FakeNode) -> None:
-        node.engine.functions["big"] = lambda call: bytes([call.request]) * 250_000
+        node.engine.functions["big"] = lambda call: bytes([call.request]) * sizes[call.request]
+        sizes = {1: 250_000, 2: 500_000, 3: 8_000_000}
         async with client(node) as asa:
             asa.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
             await asa.request(*(Request(number, "big") for number in range(1, 4)))
             await node.until(lambda: len(node.engine.calls) == 3)
             for number in range(1, 4):
-                assert (await asa.reply()).result == bytes([number]) * 250_000
+                assert (await asa.reply()).result == bytes([number]) * sizes[number]
 
     run(tmp_path, test)
 
 
 @pytest.mark.parametrize(
-    "answer", [bytes(protocol.MAX_FRAME), object(), "\ud800"], ids=["big", "odd", "text"]
+    "answer", [bytes(protocol.MAX_REPLY), object(), "\ud800"], ids=["big", "odd", "text"]
 )
 def test_an_answer_that_fits_into_no_frame(tmp_path: Path, answer: Any) -> None:
     async def test(node: FakeNode) -> None:

@@ -54,7 +54,7 @@ class _Connection(asyncio.Protocol):
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
-        self._scanner = FrameScanner()
+        self._scanner = FrameScanner(from_node=True)
         self._transport: asyncio.Transport | None = None
         self._ids = itertools.count(1)
         self._pending: dict[int, _Pending] = {}

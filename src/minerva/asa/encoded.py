@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from cbor2 import CBORTag
 
-from minerva.asa.protocol import MAX_FRAME
+from minerva.asa.protocol import MAX_REQUEST
 from minerva.core import cbor
 from minerva.core.cbor_stream import ItemScanner
 from minerva.grasp.api import AsaError, ErrorCode
@@ -28,7 +28,7 @@ def encoded(data: bytes) -> CBORTag:
     Raises :class:`AsaError` (``CBORfail``) if ``data`` is not one well-formed item.
     """
     try:
-        items = ItemScanner(max_size=MAX_FRAME, max_depth=_MAX_DEPTH).feed(data)
+        items = ItemScanner(max_size=MAX_REQUEST, max_depth=_MAX_DEPTH).feed(data)
     except cbor.CborError as error:
         raise AsaError(ErrorCode.CBORfail, str(error)) from error
     if items != [data]:

@@ -32,11 +32,17 @@ API_SOCKET: Final = "grasp.sock"
 DEFAULT_RUN_DIR: Final = "/run/minerva"
 """Where a node has its sockets unless it is told otherwise."""
 
-MAX_FRAME: Final = 256 << 10
-"""The largest frame either way, in bytes."""
+MAX_REQUEST: Final = 256 << 10
+"""The largest request, in bytes."""
 
-MAX_FRAME_DEPTH: Final = cbor.MAX_DEPTH + 4
-"""The deepest nesting in a frame: a value lies up to four levels deeper here than in a GRASP message."""
+MAX_REQUEST_DEPTH: Final = cbor.MAX_DEPTH + 2
+"""The deepest nesting in a request: the value of a flood lies two levels deeper than in its message."""
+
+MAX_REPLY: Final = 8 << 20
+"""The largest reply or event, in bytes: what ten thousand nodes have flooded has to fit."""
+
+MAX_REPLY_DEPTH: Final = cbor.MAX_DEPTH + 8
+"""The deepest nesting in a reply: enough for every value that a request can bring, in a status."""
 
 TRACE: Final = "trace"
 """The kind of the events that ``trace`` switches on; and that function's name."""
@@ -54,24 +60,22 @@ class ApiDecodeError(DecodeError, ApiError):
     """Bytes that are not an acceptable frame."""
 
 
-def _encode(item: list[Any]) -> bytes:
+def _encode(item: list[Any], max_size: int) -> bytes:
     try:
         data = cbor.dumps(item)
-        # What the other end would refuse must not be sent: it ends the connection, and all that is under way.
-        if len(data) <= MAX_FRAME:
-            cbor.loads(data, max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
-            return data
     except Exception as error:
         # The value is any Python object, so encoding runs code of the caller's: no list of types is complete.
         raise ApiError(f"this cannot be said in CBOR: {error}") from error
-    raise ApiError(f"{len(data)} bytes of CBOR are more than the {MAX_FRAME} that the API takes")
+    if len(data) > max_size:
+        raise ApiError(f"{len(data)} bytes of CBOR are more than the {max_size} that the API takes")
+    return data
 
 
-def _decode(data: bytes, least: int, what: str) -> tuple[int, list[Any]]:
-    """Return the id of a frame and the elements after it."""
+def _decode(data: bytes, max_size: int, max_depth: int, what: str) -> tuple[int, list[Any]]:
+    """Return the id of a frame and the elements after it, two or more."""
     try:
-        item = cbor.loads(data, max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
-        identifier, *rest = check_array(item, least, what)
+        item = cbor.loads(data, max_size=max_size, max_depth=max_depth)
+        identifier, *rest = check_array(item, 3, what)
         return check_uint(identifier, _MAX_ID, f"id of the {what}"), rest
     except (DecodeError, GraspError) as error:
         raise ApiDecodeError(str(error)) from error
@@ -87,12 +91,18 @@ class Request:
 
     def encode(self) -> bytes:
         """Return the frame. Raises :class:`ApiError`."""
-        return _encode([self.id, self.function, self.arguments])
+        data = _encode([self.id, self.function, self.arguments], MAX_REQUEST)
+        try:
+            # What the node would refuse must not be sent: it ends the connection, and all that is under way.
+            cbor.loads(data, max_size=MAX_REQUEST, max_depth=MAX_REQUEST_DEPTH)
+        except cbor.CborError as error:
+            raise ApiError(f"this cannot be said in CBOR: {error}") from error
+        return data
 
     @classmethod
     def decode(cls, data: bytes) -> Request:
         """Return the request that ``data`` is. Raises :class:`ApiDecodeError`."""
-        identifier, (function, arguments, *_) = _decode(data, 3, "request")
+        identifier, (function, arguments, *_) = _decode(data, MAX_REQUEST, MAX_REQUEST_DEPTH, "request")
         try:
             check_text(function, "function of the request")
             check_array(arguments, 0, "arguments of the request")
@@ -114,7 +124,7 @@ class Reply:
 
     def encode(self) -> bytes:
         """Return the frame. Raises :class:`ApiError`."""
-        return _encode([self.id, int(self.code), self.result, self.reason])
+        return _encode([self.id, int(self.code), self.result, self.reason], MAX_REPLY)
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,12 +136,12 @@ class Event:
 
     def encode(self) -> bytes:
         """Return the frame. Raises :class:`ApiError`."""
-        return _encode([_EVENT_ID, self.kind, self.content])
+        return _encode([_EVENT_ID, self.kind, self.content], MAX_REPLY)
 
 
 def decode_from_node(data: bytes) -> Reply | Event:
     """Return the reply or event that ``data`` is. Raises :class:`ApiDecodeError`."""
-    identifier, rest = _decode(data, 3, "frame of the node")
+    identifier, rest = _decode(data, MAX_REPLY, MAX_REPLY_DEPTH, "frame of the node")
     try:
         if identifier == _EVENT_ID:
             return Event(check_text(rest[0], "kind of the event"), rest[1])
@@ -178,12 +188,16 @@ class TraceRecord:
 
 
 class FrameScanner:
-    """Cuts the stream of one direction into frames, not yet decoded."""
+    """Cuts the stream of one direction into frames, not yet decoded: of requests, or ``from_node``."""
 
     __slots__ = ("_scanner",)
 
-    def __init__(self) -> None:
-        self._scanner = ItemScanner(max_size=MAX_FRAME, max_depth=MAX_FRAME_DEPTH)
+    def __init__(self, *, from_node: bool) -> None:
+        self._scanner = (
+            ItemScanner(max_size=MAX_REPLY, max_depth=MAX_REPLY_DEPTH)
+            if from_node
+            else ItemScanner(max_size=MAX_REQUEST, max_depth=MAX_REQUEST_DEPTH)
+        )
 
     def feed(self, data: bytes) -> Iterator[bytes]:
         """Yield the frames that ``data`` completes. Raises :class:`ApiDecodeError` if no more can come."""

@@ -81,7 +81,8 @@ def node_status(run_dir: Path) -> dict[str, Any]:
 
 def milliseconds(seconds: float) -> int:
     """Return a time as the API takes it."""
-    return min(round(seconds * 1000), MAX_UINT32)
+    # 0 means something else to each function, so what is nearly nothing must not become it.
+    return min(max(round(seconds * 1000), int(seconds > 0)), MAX_UINT32)
 
 
 def tcp_locator(text: str, option: str, default_port: int | None = None) -> AsaLocator:

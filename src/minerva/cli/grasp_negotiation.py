@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -210,15 +211,18 @@ async def _answer_negotiations(path: Path, told: Objective, responder: _Responde
     under_way: set[asyncio.Task[None]] = set()
     async with Asa.connect(asa_name("listen"), path) as asa:
         await asa.register_objective(told)
+        listening = asyncio.ensure_future(asa.listen_negotiate(told))
+        await asyncio.sleep(0)  # it is on its way to the node when we say so
         responder.listening(told)
-        number = 0
-        while count is None or number < count:
-            session = await asa.listen_negotiate(told)
-            number += 1
+        for number in itertools.count(1):
+            session = await listening
             # The next one may come while this one takes its time.
             task = asyncio.ensure_future(responder.respond(number, session))
             under_way.add(task)
             task.add_done_callback(under_way.discard)
+            if number == count:
+                break
+            listening = asyncio.ensure_future(asa.listen_negotiate(told))
         await asyncio.gather(*under_way)
 
 

@@ -143,11 +143,10 @@ def parse(
     if text is None:
         return NO_VALUE
     try:
-        item = json.loads(text)
+        return from_json(json.loads(text))
     except (ValueError, RecursionError):
         hint = f"; text needs its own quotes, as in '\"{text}\"'" if text.isalnum() else ""
         raise UsageError(f"{printable(text)} is not JSON{hint}") from None
-    return from_json(item)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> str:

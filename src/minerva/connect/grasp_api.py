@@ -44,7 +44,7 @@ MAX_REQUESTS = 256
 """Requests under way per connection."""
 
 MAX_OUTPUT = 1 << 20
-"""Bytes that a connection may leave unread before it is closed."""
+"""Bytes that a connection may have left unread when there is more for it; then it is closed."""
 
 MAX_TRACE_OUTPUT = MAX_OUTPUT // 4
 """Bytes unread from which on trace events are dropped: replies matter more."""
@@ -121,7 +121,7 @@ class _Client:
         self._server = server
         self._number = number
         self._socket = sock
-        self._scanner = FrameScanner()
+        self._scanner = FrameScanner(from_node=False)
         self._output = bytearray()
         self._loop = asyncio.get_running_loop()
         self.under_way: set[int] = set()
@@ -154,7 +154,7 @@ class _Client:
 
     def send(self, data: bytes) -> bool:
         """Send or keep ``data``; return whether there was room for it."""
-        if len(self._output) + len(data) > MAX_OUTPUT:
+        if len(self._output) > MAX_OUTPUT:  # and never mind how much this is: the first may be large
             return False
         waiting = bool(self._output)
         self._output += data
