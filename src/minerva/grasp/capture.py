@@ -313,7 +313,7 @@ class GraspCapture:
         except CaptureError as error:
             damage = error
         self.counts.broken += reader.broken
-        self.counts.cut = reader.pending > 0
+        self.counts.cut = reader.pending > 0 and damage is None
         yield from self.finish()
         if damage is not None:
             raise damage
