@@ -27,7 +27,7 @@ from minerva.cli.grasp_common import (
     until_interrupted,
 )
 from minerva.cli.grasp_negotiation import listen, negotiate
-from minerva.cli.values import dumps, parse, printable, shown, table, to_json
+from minerva.cli.values import parse, shown, table
 from minerva.grasp.api import AsaLocator, TaggedObjective
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag, TransportProto
 from minerva.grasp.options import (
@@ -40,6 +40,7 @@ from minerva.grasp.options import (
     UriLocator,
     locator_from_cbor,
 )
+from minerva.grasp.text import json_data, json_text, printable
 
 _TTL_SECONDS = 180.0
 _TTL_PERIODS = 3.5
@@ -123,7 +124,7 @@ def discover(run_dir: Path, as_json: bool, objective: str, timeout: float, fresh
         wanted = Objective(objective, ObjectiveFlag.F_DISC)
         found = asa.discover(wanted, milliseconds(timeout), 0 if fresh else 1)
     if as_json:
-        click.echo(dumps([_locator_json(locator) for locator in found]))
+        click.echo(json_text([_locator_json(locator) for locator in found]))
     elif found:
         rows = [
             (_locator_text(item.locator), _ttl_text(item.ttl), "by another node" if item.diverted else "")
@@ -145,7 +146,7 @@ def sync(run_dir: Path, as_json: bool, objective: str, peer: str | None, timeout
     where = peer_locator(peer)
     with registered(run_dir, "sync") as asa:
         found = asa.synchronize(Objective(objective, ObjectiveFlag.F_SYNCH), where, milliseconds(timeout))
-    click.echo(dumps(objective_json(found)) if as_json else shown(found.value))
+    click.echo(json_text(objective_json(found)) if as_json else shown(found.value))
 
 
 # --- flood, floods ---------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def flood(
         while True:
             asa.flood(milliseconds(ttl), TaggedObjective(told, where))
             if as_json:
-                click.echo(dumps({**objective_json(told), "ttl": ttl, "locator": locator}))
+                click.echo(json_text({**objective_json(told), "ttl": ttl, "locator": locator}))
             else:
                 valid = f"valid for {ttl:g} s" if ttl else "valid for ever"
                 click.echo(f"flooded {printable(objective)} = {shown(told.value)}, {valid}")
@@ -224,7 +225,7 @@ def floods(run_dir: Path, as_json: bool, objective: str | None) -> None:
                 }
             )
     head = ("NAME", "VALUE", "ORIGIN", "LOCATOR", "VALID")
-    click.echo(dumps(items) if as_json else table(head, rows, "nothing has been flooded"))
+    click.echo(json_text(items) if as_json else table(head, rows, "nothing has been flooded"))
 
 
 # --- objectives, sessions --------------------------------------------------------------------------------
@@ -258,10 +259,10 @@ def objectives(run_dir: Path, as_json: bool) -> None:
                     "" if value is NO_VALUE else shown(value),
                 )
             )
-            known = {} if value is NO_VALUE else {"value": to_json(value)}
+            known = {} if value is NO_VALUE else {"value": json_data(value)}
             items.append({key: item for key, item in entry.items() if key != "value"} | known)
     head = ("NAME", "ASA", "FOR", "ANSWERS", "VALUE")
-    click.echo(dumps(items) if as_json else table(head, rows, "no program has registered an objective"))
+    click.echo(json_text(items) if as_json else table(head, rows, "no program has registered an objective"))
 
 
 @grasp.command()
@@ -271,7 +272,7 @@ def sessions(run_dir: Path, as_json: bool) -> None:
     """Show the negotiations and synchronizations that are going on."""
     found = node_status(run_dir)["sessions"]
     if as_json:
-        click.echo(dumps(found))
+        click.echo(json_text(found))
         return
     rows = [
         (

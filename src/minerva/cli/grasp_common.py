@@ -14,12 +14,12 @@ import click
 
 from minerva.asa import blocking
 from minerva.asa.protocol import API_SOCKET
-from minerva.cli.values import printable, to_json
 from minerva.core.errors import MinervaError, UsageError
 from minerva.grasp.api import AsaError, AsaLocator
 from minerva.grasp.constants import GRASP_LISTEN_PORT, MAX_UINT32, TransportProto
 from minerva.grasp.errors import GraspError
 from minerva.grasp.options import NO_VALUE, IPv6Locator, Objective
+from minerva.grasp.text import json_data, printable
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -107,7 +107,7 @@ def peer_locator(text: str | None) -> AsaLocator | None:
 def objective_json(objective: Objective) -> dict[str, Any]:
     """Return an objective for ``--json``."""
     found = {"objective": objective.name, "loop_count": objective.loop_count}
-    return found if objective.value is NO_VALUE else {**found, "value": to_json(objective.value)}
+    return found if objective.value is NO_VALUE else {**found, "value": json_data(objective.value)}
 
 
 @contextlib.contextmanager

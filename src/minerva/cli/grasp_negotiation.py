@@ -29,11 +29,12 @@ from minerva.cli.grasp_common import (
     timeout_option,
     until_interrupted,
 )
-from minerva.cli.values import dumps, parse, printable, shown, to_json
+from minerva.cli.values import parse, shown
 from minerva.core.errors import UsageError
 from minerva.grasp.api import AsaError, ErrorCode
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag
 from minerva.grasp.options import NO_VALUE, Objective
+from minerva.grasp.text import json_data, json_text, printable
 
 # --- negotiate -------------------------------------------------------------------------------------------
 
@@ -83,7 +84,7 @@ def negotiate(
     steps: list[dict[str, Any]] = []
 
     def say(by: str, offer: Any) -> None:
-        steps.append({"by": by, "value": to_json(offer)})
+        steps.append({"by": by, "value": json_data(offer)})
         if not as_json:
             click.echo(f"{'we ask for' if by == 'us' else 'the peer offers'} {shown(offer)}")
 
@@ -107,7 +108,7 @@ def negotiate(
                         "--accept or --accept-within would have considered it"
                     )
     if as_json:
-        click.echo(dumps({"objective": objective, "agreed": to_json(session.value), "steps": steps}))
+        click.echo(json_text({"objective": objective, "agreed": json_data(session.value), "steps": steps}))
     else:
         click.echo(f"agreed on {shown(session.value)}")
 
@@ -178,7 +179,7 @@ def listen(
     if policy is not None and counter is not None:
         raise UsageError(f"give --{policy} or --counter, not both")
     if synchronizes is False and not negotiates and given is not NO_VALUE:
-        counter, given, negotiates = dumps(to_json(given)), NO_VALUE, True
+        counter, given, negotiates = json_text(json_data(given)), NO_VALUE, True
     if negotiates and (synchronizes or given is not NO_VALUE):
         raise UsageError("an objective is for synchronization (--value) or for negotiation, not for both")
     if not negotiates and (synchronizes is False or given is NO_VALUE):
@@ -200,7 +201,7 @@ async def _answer_synchronization(path: Path, told: Objective, as_json: bool) ->
         await asa.register_objective(told)
         await asa.listen_synchronize(told)
         if as_json:
-            print_line(dumps({"event": "listening", **objective_json(told)}))
+            print_line(json_text({"event": "listening", **objective_json(told)}))
         else:
             print_line(f"answering requests for {printable(told.name)} with {shown(told.value)}")
         await asa.grasp.wait_closed()
@@ -238,7 +239,7 @@ class _Responder:
     def listening(self, told: Objective) -> None:
         """Say that it has begun."""
         if self._as_json:
-            print_line(dumps({"event": "listening", "objective": told.name}))
+            print_line(json_text({"event": "listening", "objective": told.name}))
         else:
             print_line(f"answering negotiations of {printable(told.name)}")
 
@@ -280,10 +281,10 @@ class _Responder:
         dry: bool = False,
     ) -> None:
         if self._as_json:
-            known = {} if value is NO_VALUE else {"value": to_json(value)}
+            known = {} if value is NO_VALUE else {"value": json_data(value)}
             why = {} if reason is None else {"reason": reason}
             run = {"dry_run": True} if dry else {}
-            print_line(dumps({"event": event, "negotiation": number, **known, **why, **run}))
+            print_line(json_text({"event": event, "negotiation": number, **known, **why, **run}))
             return
         what = "" if value is NO_VALUE else shown(value)
         if reason is not None:

@@ -1,21 +1,14 @@
-"""Values of objectives on the command line: given and shown as JSON, or shown in CBOR's diagnostic notation.
+"""Values of objectives on the command line: JSON is taken for what it says, tables are cut to be read.
 
-JSON says less than CBOR does, so some values have a form of their own, here in both directions:
-
-* bytes are ``{"hex": "c0ffee"}``;
-* a tag is ``{"tag": 24, "value": {"hex": "182a"}}``;
-* a map with keys that are not text, or that looks like one of these, is ``{"map": [[key, value], ...]}``;
-* ``{"float": "NaN"}``, ``"Infinity"``, ``"-Infinity"``; ``{"simple": 23}`` is undefined.
-
-What comes from the network may hold anything, terminal escape sequences included: nothing here lets a
-character through that does not print.
+What JSON cannot say has the forms that :func:`minerva.grasp.text.json_data` writes: ``{"hex": "c0ffee"}``,
+``{"tag": 24, "value": ...}``, ``{"map": [[key, value], ...]}``, ``{"float": "NaN"}``, ``{"simple": 23}``.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 from cbor2 import CBORSimpleValue, CBORTag, undefined
@@ -23,6 +16,7 @@ from cbor2 import CBORSimpleValue, CBORTag, undefined
 from minerva.core import cbor
 from minerva.core.errors import UsageError
 from minerva.grasp.options import NO_VALUE
+from minerva.grasp.text import diagnostic, json_text, printable
 
 _FORMS: Final = ({"hex"}, {"tag", "value"}, {"map"}, {"float"}, {"simple"})
 _FLOATS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
@@ -31,39 +25,9 @@ _WIDTH: Final = 60
 """A table shows that much of a cell."""
 
 
-def printable(text: str) -> str:
-    """Return ``text`` with everything that does not print as an escape sequence of JSON."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else json.dumps(char)[1:-1].replace("\x7f", "\\u007f") for char in text
-    )
-
-
-def dumps(item: Any) -> str:
-    """Return ``item`` as one line of JSON, in ASCII without control characters."""
-    return json.dumps(item).replace("\x7f", "\\u007f")
-
-
-def to_json(value: Any) -> Any:
-    """Return a decoded CBOR item as what JSON can say, in the forms above."""
-    if isinstance(value, bytes):
-        return {"hex": value.hex()}
-    if isinstance(value, float) and not math.isfinite(value):
-        return {"float": _float(value)}
-    if isinstance(value, CBORTag):
-        return {"tag": value.tag, "value": to_json(value.value)}
-    if value is undefined:
-        return {"simple": _UNDEFINED}
-    if isinstance(value, CBORSimpleValue):
-        return {"simple": int(value.value)}
-    if isinstance(value, Mapping):
-        if all(isinstance(key, str) for key in value) and set(value) not in _FORMS:
-            return {key: to_json(item) for key, item in value.items()}
-        return {"map": [[to_json(key), to_json(item)] for key, item in value.items()]}
-    if isinstance(value, list | tuple):
-        return [to_json(item) for item in value]
-    return value
+def shown(value: Any) -> str:
+    """Return the value of an objective for people."""
+    return "no value" if value is NO_VALUE else diagnostic(value)
 
 
 def from_json(item: Any) -> Any:
@@ -77,7 +41,7 @@ def from_json(item: Any) -> Any:
     try:
         return _from_form(item)
     except (TypeError, ValueError, LookupError) as error:
-        raise UsageError(f"{printable(dumps(item))} is none of the forms for what JSON cannot say") from error
+        raise UsageError(f"{json_text(item)} is none of the forms for what JSON cannot say") from error
 
 
 def _from_form(item: dict[str, Any]) -> Any:
@@ -95,33 +59,6 @@ def _from_form(item: dict[str, Any]) -> Any:
 def _key(key: Any) -> Any:
     """Return a key as Python can have it in a dictionary."""
     return tuple(_key(item) for item in key) if isinstance(key, list) else key
-
-
-def _float(value: float) -> str:
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
-
-
-def shown(value: Any) -> str:
-    """Return a decoded CBOR item for people: diagnostic notation (RFC 8949 section 8), printable."""
-    if value is NO_VALUE:
-        return "no value"
-    if isinstance(value, str):
-        return printable(json.dumps(value, ensure_ascii=False))
-    if isinstance(value, bytes):
-        return f"h'{value.hex()}'"
-    if isinstance(value, float) and not math.isfinite(value):
-        return _float(value)
-    if isinstance(value, CBORTag):
-        return f"{value.tag}({shown(value.value)})"
-    if value is undefined:
-        return "undefined"
-    if isinstance(value, CBORSimpleValue):
-        return f"simple({value.value})"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{shown(key)}: {shown(item)}" for key, item in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(shown(item) for item in value) + "]"
-    return json.dumps(value)
 
 
 def parse(
