@@ -15,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from minerva.grasp.constants import GRASP_LISTEN_PORT
+from minerva.grasp.messages import Flood
+from minerva.grasp.stream import MessageStream
 from minerva.lab.lab import DOMAIN
 from minerva.lab.network import namespace_prefix
 from minerva.linux import namespace
@@ -386,7 +389,7 @@ def test_ike_auth(captures: Captures) -> None:
 
 def test_esp_is_a_tunnel_between_link_local_addresses(captures: Captures) -> None:
     """
-    covers: 6.8.3.1-1
+    covers: 6.8.3.1-1, 6.9.1-2
     """
     frames = captures.with_keys.frames("esp", "esp.protocol", "ipv6.src", "ipv6.dst", "ipv6.version")
     assert frames
@@ -416,19 +419,55 @@ def test_all_pairs_of_hosts_ping_through_the_tunnels(captures: Captures) -> None
 
 
 def test_what_is_inside(captures: Captures) -> None:
-    """RPL, pings, errors and MLD: neither discovery nor any hop-by-hop or routing header of RPL.
+    """RPL, GRASP, pings, errors and MLD: neither discovery nor any hop-by-hop or routing header of RPL.
 
     covers: 6.4-6, 6.12.1.1-1
     """
     captures.with_keys.none(
-        "esp && (udp || tcp)",
+        "esp && udp",
+        f"esp && tcp && !(tcp.port == {GRASP_LISTEN_PORT})",
         "ipv6.routing || ipv6.fraghdr || ipv6.dstopts",
         "ipv6.opt.type == 0x63 || ipv6.opt.type == 0x23",
         f"ipv6.hopopts && !(icmpv6.type == {MLD2_REPORT})",
     )
-    types = {frame["icmpv6.type"][0] for frame in captures.with_keys.frames("esp", "icmpv6.type")}
+    frames = captures.with_keys.frames("esp && icmpv6", "icmpv6.type")
+    types = {frame["icmpv6.type"][0] for frame in frames}
     assert {RPL, ECHO, ECHO_REPLY} <= types
     assert types <= {RPL, ECHO, ECHO_REPLY, MLD2_REPORT, UNREACHABLE, TIME_EXCEEDED}
+
+
+def test_grasp_is_flooded_from_neighbour_to_neighbour(captures: Captures) -> None:
+    """Plain TCP between link-local addresses, each flood once in a direction, never back where it came from.
+
+    covers: 6.9.2-6, 6.9.2-7, 6.9.2-8, G2.5.6.2-5
+    """
+    condition = "esp && tcp.len > 0 && !tcp.analysis.retransmission"
+    frames = captures.with_keys.frames(condition, "ipv6.src", "ipv6.dst", "tcp.dstport", "tcp.srcport")
+    payloads = captures.with_keys.octets(condition, "tcp.payload")
+    seen: Counter[tuple[str, str, int]] = Counter()
+    initiators = set()
+    for frame, (payload, *_) in zip(frames, payloads, strict=True):
+        source, target = frame["ipv6.src"][1], frame["ipv6.dst"][1]
+        assert is_link_local(source)
+        assert is_link_local(target)
+        assert str(GRASP_LISTEN_PORT) in (frame["tcp.dstport"][0], frame["tcp.srcport"][0])
+        for flood in floods_in(payload):
+            seen[source, target, flood.session_id] += 1
+            # Where there are two ways, both ends of a link may send it before either has heard the other.
+            if captures.found["topology"].startswith("line"):
+                assert (target, source, flood.session_id) not in seen, "it went back to where it came from"
+            assert flood.initiator in captures.addresses
+            initiators.add(flood.initiator)
+    assert initiators == captures.addresses
+    assert set(seen.values()) == {1}
+
+
+def floods_in(data: bytes) -> list[Flood]:
+    """Return the messages of a TCP segment, which are all floods."""
+    messages = [message for _, message in MessageStream().feed(data)]
+    floods = [message for message in messages if isinstance(message, Flood)]
+    assert floods == messages
+    return floods
 
 
 def test_no_nonce_is_used_twice(captures: Captures) -> None:

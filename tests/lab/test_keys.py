@@ -29,6 +29,9 @@ CHILDREN = tuple(ROLES)
 ALONE = ("signer", "abutment", "data-plane")
 """Those that live in a network namespace with nothing in it."""
 
+WITH_KEY = ("signer", "plane")
+"""Those that must have the key: for IKE, and for TLS inside the ACP. Neither reads what strangers send."""
+
 CHUNK = 4 << 20
 
 
@@ -115,14 +118,15 @@ def check_holders(lab: StandingLab, node: str) -> None:
     found = holders(lab, node)
     assert set(found) == {"supervisor", "zygote", *CHILDREN}
     # That it is found there shows that the search finds it.
-    assert found["signer"] & {"scalar", "scalar, little-endian"}
+    for name in WITH_KEY:
+        assert found[name] & {"scalar", "scalar, little-endian"}
+        assert "node secret" not in found[name]
     assert found["supervisor"] == {"node secret"}
-    others = {name: what for name, what in found.items() if name not in ("signer", "supervisor")}
+    others = {name: what for name, what in found.items() if name not in (*WITH_KEY, "supervisor")}
     assert not any(others.values()), f"secrets in the wrong memory: {others}"
-    assert "node secret" not in found["signer"]
 
 
-def test_only_the_signer_has_the_key(lab: StandingLab) -> None:
+def test_only_the_signer_and_the_plane_have_the_key(lab: StandingLab) -> None:
     check_holders(lab, "n1")
 
 
