@@ -1,4 +1,4 @@
-"""Fuzzes the GRASP decoder, on datagrams and on streams, and a DULL instance that hears the bytes."""
+"""Fuzzes the GRASP decoder, on datagrams and on streams, what is shown, and a DULL instance that hears it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from minerva.grasp.constants import GRASP_DEF_MAX_SIZE, MAX_MULTICAST_SIZE
 from minerva.grasp.dull import MAX_ANNOUNCEMENTS, MAX_LIFETIME, DullInstance
 from minerva.grasp.errors import GraspDecodeError
 from minerva.grasp.messages import decode, decode_first
+from minerva.grasp.stream import MessageStream
+from minerva.grasp.text import MAX_LINE, json_text, message_data, message_text
 
 SOURCE = IPv6Address("fe80::c001:1001:feef:0")
 
@@ -41,6 +43,7 @@ def target(data: bytes) -> None:
     """Decode ``data`` in every way; what decodes must encode, and mean the same again."""
     _round_trip(data)
     _stream(data)
+    _show(data)
     _hear(data)
 
 
@@ -60,6 +63,19 @@ def _stream(data: bytes) -> None:
         return
     assert 0 < end <= min(len(data), GRASP_DEF_MAX_SIZE)
     assert decode(data[:end]).encode() == message.encode()
+    # A stream that is read as it comes has the same message first.
+    first, found = next(iter(MessageStream().feed(data)))
+    assert first == data[:end]
+    assert not isinstance(found, GraspDecodeError)
+    assert found.encode() == message.encode()
+
+
+def _show(data: bytes) -> None:
+    line, as_json = message_text(data), json_text(message_data(data))
+    assert line.isprintable()
+    assert 0 < len(line) <= MAX_LINE
+    assert as_json.isascii()
+    assert as_json.isprintable()
 
 
 def _hear(data: bytes) -> None:
