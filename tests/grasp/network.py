@@ -60,7 +60,7 @@ class Network:
         """Have a process on ``node`` call a function; arguments as in RFC 8991."""
         request = next(_REQUESTS)
         target = self.nodes[node]
-        items = [_cbor(argument) for argument in arguments]
+        items = [to_cbor(argument) for argument in arguments]
         target.core.call(client, request, function, items, self.simulator.now)
         self.streams.pump(target)
         return Call(self, target, client, request)
@@ -74,11 +74,12 @@ class Network:
         return self.nodes[node].core.counters
 
 
-def _cbor(value: Any) -> Any:
+def to_cbor(value: Any) -> Any:
+    """Return an argument as the CBOR item that it travels as."""
     if isinstance(value, Objective | AsaLocator | TaggedObjective):
         return value.to_cbor()
     if isinstance(value, list):
-        return [_cbor(item) for item in value]
+        return [to_cbor(item) for item in value]
     return value
 
 
