@@ -30,10 +30,20 @@ def nothing_stays() -> None:
     """The lab stands for the whole module, and looks itself whether something of it stays."""
 
 
+def know_all(lab: StandingLab, node: str) -> bool:
+    """Return whether the floods with which all nodes began, long before they had a channel, are here."""
+    return (lab.status(node)["grasp"] or {}).get("floods") == len(NODES)
+
+
 @pytest.fixture(scope="module")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
-    """Five nodes in a line, whose neighbours are all connected."""
+    """Five nodes in a line, whose neighbours are all connected.
+
+    The lab is up when all pairs reach each other. By a second later, every node must have been told what the
+    others flooded when they started.
+    """
     with standing_lab("line:5", "grasp", tmp_path_factory.mktemp("labs")) as lab:
+        until(lambda: all(know_all(lab, node) for node in NODES), "all nodes know of all", seconds=1.0)
         until_ready(lab)
         yield lab
 

@@ -86,8 +86,8 @@ def _grasp(grasp: dict[str, Any]) -> list[str]:
     if not grasp:
         return ["  the process of GRASP does not answer"]
     lines = [
-        f"  {grasp['objectives']} objectives of ASAs here, {grasp['floods']} flooded ones known, "
-        f"{grasp['sessions']} sessions; {grasp['api_connections']} processes use it"
+        f"  objectives of ASAs here: {grasp['objectives']}, flooded ones known: {grasp['floods']}, "
+        f"sessions: {grasp['sessions']}, programs using it: {grasp['api_connections']}"
     ]
     return lines + table(
         ("INTERFACE", "NEIGHBOUR", "STATE"),
