@@ -20,7 +20,7 @@ from typing import Any
 from minerva.connect.grasp_api import ApiServer, open_api_socket
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.engine import Answer, GraspEngine
-from minerva.grasp.substrate import Traced
+from minerva.grasp.substrate import Connect, Traced
 
 
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ class LoneNode:
         self.server = ApiServer(open_api_socket(run_dir), self.engine, self.pump)
 
     def pump(self) -> None:
-        assert not self.engine.actions(), "there is nobody to talk to"
+        self._refuse()
         while (event := self.engine.next_event()) is not None:
             if isinstance(event, Answer | Traced):
                 self.server.deliver(event)
@@ -142,6 +142,16 @@ class LoneNode:
             self._timer.cancel()
         when = self.engine.next_timer()
         self._timer = None if when is None else self._loop.call_at(when, self._expire)
+
+    def _refuse(self) -> None:
+        """Let every connection to others fail."""
+        for action in self.engine.actions():
+            if isinstance(action, Connect):
+                self._loop.call_soon(self._refused, action.connection)
+
+    def _refused(self, connection: int) -> None:
+        self.engine.closed(connection, "there is nobody", self._loop.time())
+        self.pump()
 
     def _expire(self) -> None:
         self.engine.on_timer(self._loop.time())

@@ -312,10 +312,22 @@ def test_names_from_the_network_are_escaped(console: Console) -> None:
     assert sentence.rstrip("\n").isprintable()
 
 
+def test_a_terminal_that_lacks_a_character(console: Console) -> None:
+    console.good("flood", "motd", '"h\u00e9llo \u2713"')
+    found = subprocess.run(
+        [sys.executable, "-m", "minerva", "grasp", "sync", "motd", "--run-dir", str(console.run_dir)],
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        capture_output=True,
+        check=True,
+    )
+    assert found.stdout == b'"h\\xe9llo \\u2713"\n'
+
+
 def test_all_the_commands_are_there() -> None:
     context = click.Context(command.grasp)
     there = set(command.grasp.list_commands(context))
-    expected = {"discover", "flood", "floods", "listen", "negotiate", "objectives", "sessions", "sync"}
-    assert expected <= there
+    assert there == {
+        *("discover", "flood", "floods", "listen", "negotiate", "objectives", "sessions", "sync", "trace"),
+    }
     for name in there:
         assert isinstance(command.grasp.get_command(context, name), click.Command)

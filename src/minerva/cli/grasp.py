@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,14 @@ from minerva.cli.grasp_common import (
     one_sentence,
     peer_locator,
     peer_option,
+    print_line,
     registered,
     tcp_locator,
     timeout_option,
     until_interrupted,
 )
 from minerva.cli.grasp_negotiation import listen, negotiate
+from minerva.cli.grasp_trace import trace
 from minerva.cli.values import parse, shown, table
 from minerva.grasp.api import AsaLocator, TaggedObjective
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag, TransportProto
@@ -50,24 +51,7 @@ _PERIOD_MINIMUM = 1.0
 """A flood makes work for every node of the network (RFC 8990 section 2.8.11)."""
 
 
-class _Grasp(click.Group):
-    """Takes ``trace`` from a module of its own."""
-
-    _TRACE = "minerva.cli.grasp_trace"
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        there = ["trace"] if importlib.util.find_spec(self._TRACE) is not None else []
-        return sorted([*super().list_commands(ctx), *there])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "trace" and importlib.util.find_spec(self._TRACE) is not None:
-            command = importlib.import_module(self._TRACE).trace
-            assert isinstance(command, click.Command)
-            return command
-        return super().get_command(ctx, cmd_name)
-
-
-@click.group(cls=_Grasp)
+@click.group()
 def grasp() -> None:
     """Discover, synchronize, negotiate and flood in the ACP (RFC 8990).
 
@@ -124,13 +108,13 @@ def discover(run_dir: Path, as_json: bool, objective: str, timeout: float, fresh
         wanted = Objective(objective, ObjectiveFlag.F_DISC)
         found = asa.discover(wanted, milliseconds(timeout), 0 if fresh else 1)
     if as_json:
-        click.echo(json_text([_locator_json(locator) for locator in found]))
+        print_line(json_text([_locator_json(locator) for locator in found]))
     elif found:
         rows = [
             (_locator_text(item.locator), _ttl_text(item.ttl), "by another node" if item.diverted else "")
             for item in found
         ]
-        click.echo(table(("LOCATOR", "VALID", "TOLD"), rows, ""))
+        print_line(table(("LOCATOR", "VALID", "TOLD"), rows, ""))
     if not found:
         raise GraspCommandError(f"nobody is known to handle {printable(objective)!r}")
 
@@ -146,7 +130,7 @@ def sync(run_dir: Path, as_json: bool, objective: str, peer: str | None, timeout
     where = peer_locator(peer)
     with registered(run_dir, "sync") as asa:
         found = asa.synchronize(Objective(objective, ObjectiveFlag.F_SYNCH), where, milliseconds(timeout))
-    click.echo(json_text(objective_json(found)) if as_json else shown(found.value))
+    print_line(json_text(objective_json(found)) if as_json else shown(found.value))
 
 
 # --- flood, floods ---------------------------------------------------------------------------------------
@@ -192,10 +176,10 @@ def flood(
         while True:
             asa.flood(milliseconds(ttl), TaggedObjective(told, where))
             if as_json:
-                click.echo(json_text({**objective_json(told), "ttl": ttl, "locator": locator}))
+                print_line(json_text({**objective_json(told), "ttl": ttl, "locator": locator}))
             else:
                 valid = f"valid for {ttl:g} s" if ttl else "valid for ever"
-                click.echo(f"flooded {printable(objective)} = {shown(told.value)}, {valid}")
+                print_line(f"flooded {printable(objective)} = {shown(told.value)}, {valid}")
             if every is None:
                 break
             time.sleep(every)
@@ -225,7 +209,7 @@ def floods(run_dir: Path, as_json: bool, objective: str | None) -> None:
                 }
             )
     head = ("NAME", "VALUE", "ORIGIN", "LOCATOR", "VALID")
-    click.echo(json_text(items) if as_json else table(head, rows, "nothing has been flooded"))
+    print_line(json_text(items) if as_json else table(head, rows, "nothing has been flooded"))
 
 
 # --- objectives, sessions --------------------------------------------------------------------------------
@@ -262,7 +246,7 @@ def objectives(run_dir: Path, as_json: bool) -> None:
             known = {} if value is NO_VALUE else {"value": json_data(value)}
             items.append({key: item for key, item in entry.items() if key != "value"} | known)
     head = ("NAME", "ASA", "FOR", "ANSWERS", "VALUE")
-    click.echo(json_text(items) if as_json else table(head, rows, "no program has registered an objective"))
+    print_line(json_text(items) if as_json else table(head, rows, "no program has registered an objective"))
 
 
 @grasp.command()
@@ -272,7 +256,7 @@ def sessions(run_dir: Path, as_json: bool) -> None:
     """Show the negotiations and synchronizations that are going on."""
     found = node_status(run_dir)["sessions"]
     if as_json:
-        click.echo(json_text(found))
+        print_line(json_text(found))
         return
     rows = [
         (
@@ -287,8 +271,8 @@ def sessions(run_dir: Path, as_json: bool) -> None:
         for item in found
     ]
     head = ("OBJECTIVE", "KIND", "ROLE", "PEER", "ASA", "STATE", "TIME LEFT")
-    click.echo(table(head, rows, "no sessions"))
+    print_line(table(head, rows, "no sessions"))
 
 
-grasp.add_command(negotiate)
-grasp.add_command(listen)
+for _command in (negotiate, listen, trace):
+    grasp.add_command(_command)

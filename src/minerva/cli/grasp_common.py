@@ -121,6 +121,7 @@ def until_interrupted(forever: bool) -> Iterator[None]:
 
 
 def print_line(line: str) -> None:
-    """Print at once, also into a pipe."""
-    click.echo(line)
+    """Print at once, also into a pipe, and also what the terminal's encoding lacks."""
+    encoding = getattr(sys.stdout, "encoding", None) or "ascii"
+    click.echo(line.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

@@ -86,7 +86,7 @@ def negotiate(
     def say(by: str, offer: Any) -> None:
         steps.append({"by": by, "value": json_data(offer)})
         if not as_json:
-            click.echo(f"{'we ask for' if by == 'us' else 'the peer offers'} {shown(offer)}")
+            print_line(f"{'we ask for' if by == 'us' else 'the peer offers'} {shown(offer)}")
 
     with registered(run_dir, "negotiate") as asa:
         say("us", wanted)
@@ -108,9 +108,9 @@ def negotiate(
                         "--accept or --accept-within would have considered it"
                     )
     if as_json:
-        click.echo(json_text({"objective": objective, "agreed": json_data(session.value), "steps": steps}))
+        print_line(json_text({"objective": objective, "agreed": json_data(session.value), "steps": steps}))
     else:
-        click.echo(f"agreed on {shown(session.value)}")
+        print_line(f"agreed on {shown(session.value)}")
 
 
 def _put_to_user(session: blocking.Session, say: Callable[[str, Any], None], timeout: int) -> None:
