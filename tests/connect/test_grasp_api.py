@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minerva.asa import protocol
+from minerva.asa import blocking, protocol
 from minerva.asa.protocol import Event, FrameScanner, Reply, Request
 from minerva.connect import grasp_api
 from minerva.connect.grasp_api import open_api_socket
@@ -394,3 +394,30 @@ def test_a_socket_that_cannot_be_made(tmp_path: Path) -> None:
         open_api_socket(tmp_path / "absent")
     with pytest.raises(UsageError, match="cannot make the socket"):
         open_api_socket(tmp_path / ("long" * 50))
+
+
+@pytest.mark.root
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_who_may_connect(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel says so: root, and members of the group, but nobody else."""
+    group = grp.struct_group(("minerva", "x", 12345, []))
+    monkeypatch.setattr(grp, "getgrnam", {"minerva": group}.__getitem__)
+
+    def as_user(gid: int) -> None:
+        before = os.getegid()
+        os.setegid(gid)
+        os.seteuid(65534)
+        try:
+            blocking.Grasp.open(run_dir / "grasp.sock").close()
+        finally:
+            os.seteuid(0)
+            os.setegid(before)
+
+    with tempfile.TemporaryDirectory() as name:
+        run_dir = Path(name)
+        run_dir.chmod(0o755)
+        listening = open_api_socket(run_dir)
+        as_user(group.gr_gid)
+        with pytest.raises(UsageError, match="group minerva"):
+            as_user(65534)
+        listening.close()
