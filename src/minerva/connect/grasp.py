@@ -21,6 +21,7 @@ from typing import Any
 from OpenSSL import SSL
 
 from minerva.core.errors import MinervaError
+from minerva.core.rate import TokenBucket
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.grasp.engine import GraspEngine
 from minerva.grasp.substrate import Close, Connect, Send
@@ -42,6 +43,12 @@ HANDSHAKE_SECONDS = 10.0
 
 MAX_HANDSHAKES, MAX_HANDSHAKES_PER_PEER = 64, 8
 """How many connections may be in TLS handshakes at a time, of all peers and of one."""
+
+HANDSHAKE_RATE, HANDSHAKE_BURST = 250, 250
+"""How many may begin one in a second, and at once: each costs a millisecond, for which routing waits."""
+
+_READ = 32_768
+"""The most bytes taken from one connection before others, and routing, have their turn."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +85,8 @@ class GraspRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self._server: asyncio.Server | None = None
+        self._handshake_rate = TokenBucket(HANDSHAKE_BURST, 1 / HANDSHAKE_RATE)
+        self.buffer = bytearray(_READ)
 
     async def listen(self) -> None:
         """Begin to listen. Raises OSError."""
@@ -151,9 +160,13 @@ class GraspRunner:
     # --- what connections tell -----------------------------------------------------------------------------
 
     def has_room(self, peer: IPv6Address) -> bool:
-        """Return whether one more may begin a handshake with us."""
+        """Return whether one more may begin a handshake with us; if so, it counts as having done so."""
         of_peer = sum(wire.peer == peer for wire in self._handshakes)
-        return len(self._handshakes) < MAX_HANDSHAKES and of_peer < MAX_HANDSHAKES_PER_PEER
+        return (
+            len(self._handshakes) < MAX_HANDSHAKES
+            and of_peer < MAX_HANDSHAKES_PER_PEER
+            and self._handshake_rate.take(self._loop.time())
+        )
 
     def handshaking(self, wire: _Secured, *, begun: bool) -> None:
         """Note that a handshake of somebody who connected to us has begun or ended."""
@@ -242,7 +255,7 @@ def _address(name: Any) -> tuple[IPv6Address, int]:
     return IPv6Address(name[0].partition("%")[0]), name[3]
 
 
-class _Wire(asyncio.Protocol):
+class _Wire(asyncio.BufferedProtocol):
     """One TCP connection. ``number`` is the engine's, 0 as long as it has none."""
 
     def __init__(self, runner: GraspRunner) -> None:
@@ -262,6 +275,16 @@ class _Wire(asyncio.Protocol):
         self._transport = None
         reason = self._reason or (str(error) if error else "the peer closed the connection")
         self._runner.lost(self.number, reason)
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        # One for all: what is read is taken out of it before anybody else reads.
+        return self._runner.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._received(bytes(memoryview(self._runner.buffer)[:nbytes]))
+
+    def _received(self, data: bytes) -> None:
+        raise NotImplementedError
 
     def pause_writing(self) -> None:
         if self._stalled is None:
@@ -318,7 +341,7 @@ class _Link(_Wire):
         if not self._runner.accepted(self, peer, self._interface):
             self.fail("refused")
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         if self.number:
             self._runner.received(self.number, data)
 
@@ -355,7 +378,7 @@ class _Secured(_Wire):
             self._deadline = None
         self._runner.handshaking(self, begun=False)
 
-    def data_received(self, data: bytes) -> None:
+    def _received(self, data: bytes) -> None:
         try:
             self._session.receive(data)
             if self._session.handshake_done and self._session.member is None:

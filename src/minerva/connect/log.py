@@ -6,7 +6,15 @@ import logging
 import sys
 import time
 
+from minerva.core.rate import TokenBucket
+
 _LEVELS = {"DEBUG": "debug", "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
+
+REPEAT_BURST, REPEAT_SECONDS = 20, 1.0
+"""How many lines one place in the program may log at once, and after how many seconds one more.
+
+Much of what is logged is about what others did; they shall not fill the disk with it.
+"""
 
 _VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
@@ -26,10 +34,33 @@ class _Formatter(logging.Formatter):
         return f"{stamp}.{int(record.msecs):03}Z {self._process} {level}: {text}"
 
 
+class _Limiter(logging.Filter):
+    """Leaves out what one place logs too often, and says with its next line how much that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._places: dict[tuple[str, int], TokenBucket] = {}
+        self._left_out: dict[tuple[str, int], int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        place = (record.pathname, record.lineno)
+        bucket = self._places.setdefault(place, TokenBucket(REPEAT_BURST, REPEAT_SECONDS))
+        if not bucket.take(record.created):
+            self._left_out[place] = self._left_out.get(place, 0) + 1
+            return False
+        if left_out := self._left_out.pop(place, 0):
+            record.msg, record.args = (
+                f"{record.getMessage()} ({left_out} lines like this were left out)",
+                None,
+            )
+        return True
+
+
 def configure(process: str, level: str = "info") -> None:
     """Send the log of this process, called ``process`` in it, to standard error."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Formatter(process))
+    handler.addFilter(_Limiter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

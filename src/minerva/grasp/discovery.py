@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address
 from typing import TypeAlias
 
+from minerva.core.rate import TokenBucket
 from minerva.grasp.constants import GRASP_DEF_TIMEOUT, ObjectiveFlag
 from minerva.grasp.messages import Discovery as DiscoveryMessage
 from minerva.grasp.messages import Response
 from minerva.grasp.options import NO_VALUE, Divert, FqdnLocator, IPv6Locator, Locator, Objective, UriLocator
-from minerva.grasp.rate import TokenBucket
 from minerva.grasp.session_id import SessionIds
 
 HOP_SECONDS = 0.1

@@ -23,6 +23,7 @@ from ipaddress import IPv6Address
 from random import Random
 from typing import TypeAlias
 
+from minerva.core.rate import TokenBucket
 from minerva.core.sansio import Datagram
 from minerva.grasp.announcement import Announcement, AnnouncementError, Drop, read_announcements
 from minerva.grasp.constants import (
@@ -34,7 +35,6 @@ from minerva.grasp.constants import (
 )
 from minerva.grasp.errors import GraspError
 from minerva.grasp.messages import Flood
-from minerva.grasp.rate import TokenBucket
 
 ANNOUNCE_PERIOD = 60.0
 """How often announcements are repeated, in seconds."""

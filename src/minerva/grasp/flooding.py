@@ -26,10 +26,10 @@ from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
 from typing import TypeAlias, TypeVar
 
+from minerva.core.rate import TokenBucket
 from minerva.grasp.constants import ObjectiveFlag
 from minerva.grasp.messages import Flood, FloodEntry
 from minerva.grasp.options import IPv6Locator, Locator, Objective
-from minerva.grasp.rate import TokenBucket
 
 SEEN_SECONDS = 120.0
 """How long a flood is remembered at the least: twice GRASP_DEF_TIMEOUT, in seconds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minerva.grasp.rate import TokenBucket
+from minerva.core.rate import TokenBucket
 
 
 def test_burst_and_refill() -> None:
