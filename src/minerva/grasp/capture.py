@@ -135,10 +135,6 @@ class Reassembly:
         if segment.flags & TcpFlag.SYN:
             sequence += 1
         if self._start is None:
-            if not segment.flags & TcpFlag.SYN:
-                if not segment.data:
-                    return
-                yield None  # the capture began later than the connection
             self._start = sequence % (1 << 32)
         distance = self._distance(sequence)
         before, was_waiting = self._position, bool(self._held)
@@ -193,7 +189,7 @@ def _may_be_message(data: bytes) -> bool:
 class _Direction:
     """One direction of a connection, from its bytes to its messages."""
 
-    def __init__(self, flow: Flow, counts: Counts) -> None:
+    def __init__(self, flow: Flow, counts: Counts, *, from_its_beginning: bool) -> None:
         self.flow = flow
         self.reassembly = Reassembly()
         self.is_tls = False
@@ -201,7 +197,7 @@ class _Direction:
         self._counts = counts
         self._scanner = ItemScanner(max_size=MAX_STREAM_MESSAGE)
         self._head: bytes | None = b""  # until it is known what the stream is
-        self._lost = False  # looking for where a message begins
+        self._lost = not from_its_beginning  # looking for where a message begins
         self._said: set[str] = set()
 
     def receive(self, segment: Segment, packet: Packet) -> Iterator[Captured]:
@@ -225,8 +221,7 @@ class _Direction:
         if self.is_tls:
             return
         if piece is None:
-            if self._scanner.pending or self._head != b"":
-                self._counts.gaps += 1
+            self._counts.gaps += 1
             self._lose()
             return
         if self._lost:
@@ -374,7 +369,7 @@ class GraspCapture:
             direction = None
         if direction is None:
             yield from self._make_room()
-            direction = _Direction(flow, self.counts)
+            direction = _Direction(flow, self.counts, from_its_beginning=bool(segment.flags & TcpFlag.SYN))
         self._streams[flow] = direction
         self._held -= direction.reassembly.held_size
         said_of_other = flow.reversed() in self._streams and self._streams[flow.reversed()].is_tls
