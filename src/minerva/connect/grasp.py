@@ -21,7 +21,6 @@ from typing import Any
 from OpenSSL import SSL
 
 from minerva.core.errors import MinervaError
-from minerva.core.rate import TokenBucket
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.grasp.engine import GraspEngine
 from minerva.grasp.substrate import Close, Connect, Send
@@ -41,11 +40,12 @@ STALL_SECONDS = 10.0
 HANDSHAKE_SECONDS = 10.0
 """How long TLS may take to authenticate whoever connects, in seconds."""
 
-MAX_HANDSHAKES, MAX_HANDSHAKES_PER_PEER = 64, 8
+MAX_HANDSHAKES, MAX_HANDSHAKES_PER_PEER = 128, 32
 """How many connections may be in TLS handshakes at a time, of all peers and of one."""
 
-HANDSHAKE_RATE, HANDSHAKE_BURST = 250, 250
-"""How many may begin one in a second, and at once: each costs a millisecond, for which routing waits."""
+HANDSHAKES_PER_SECOND, HANDSHAKE_BURST = 250, 64
+"""How many of them are done in a second, and at once: each costs about a millisecond, for which routing
+waits. The others wait their turn."""
 
 _READ = 32_768
 """The most bytes taken from one connection before others, and routing, have their turn."""
@@ -85,7 +85,7 @@ class GraspRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self._server: asyncio.Server | None = None
-        self._handshake_rate = TokenBucket(HANDSHAKE_BURST, 1 / HANDSHAKE_RATE)
+        self._next_turn = 0.0
         self.buffer = bytearray(_READ)
 
     async def listen(self) -> None:
@@ -160,13 +160,16 @@ class GraspRunner:
     # --- what connections tell -----------------------------------------------------------------------------
 
     def has_room(self, peer: IPv6Address) -> bool:
-        """Return whether one more may begin a handshake with us; if so, it counts as having done so."""
+        """Return whether one more may begin a handshake with us."""
         of_peer = sum(wire.peer == peer for wire in self._handshakes)
-        return (
-            len(self._handshakes) < MAX_HANDSHAKES
-            and of_peer < MAX_HANDSHAKES_PER_PEER
-            and self._handshake_rate.take(self._loop.time())
-        )
+        return len(self._handshakes) < MAX_HANDSHAKES and of_peer < MAX_HANDSHAKES_PER_PEER
+
+    def turn(self) -> float:
+        """Return in how many seconds the next handshake with us may be done; that turn is then taken."""
+        now = self._loop.time()
+        turn = max(self._next_turn, now - HANDSHAKE_BURST / HANDSHAKES_PER_SECOND)
+        self._next_turn = turn + 1 / HANDSHAKES_PER_SECOND
+        return max(0.0, turn - now)
 
     def handshaking(self, wire: _Secured, *, begun: bool) -> None:
         """Note that a handshake of somebody who connected to us has begun or ended."""
@@ -366,6 +369,10 @@ class _Secured(_Wire):
         self._deadline = loop.call_later(HANDSHAKE_SECONDS, self.fail, "TLS takes too long")
         if self._inbound:
             self._runner.handshaking(self, begun=True)
+            if (wait := self._runner.turn()) > 0:
+                assert self._transport is not None
+                self._transport.pause_reading()
+                loop.call_later(wait, self._transport.resume_reading)
         self._put(self._session.data_to_send())
 
     def connection_lost(self, error: Exception | None) -> None:

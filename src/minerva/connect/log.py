@@ -49,10 +49,8 @@ class _Limiter(logging.Filter):
             self._left_out[place] = self._left_out.get(place, 0) + 1
             return False
         if left_out := self._left_out.pop(place, 0):
-            record.msg, record.args = (
-                f"{record.getMessage()} ({left_out} lines like this were left out)",
-                None,
-            )
+            record.msg = f"{record.getMessage()} ({left_out} lines like this were left out)"
+            record.args = None
         return True
 
 

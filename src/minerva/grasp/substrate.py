@@ -38,7 +38,7 @@ MAX_LINK_CONNECTIONS = 4
 MAX_INBOUND = 256
 """How many unicast connections others may have open to us."""
 
-MAX_INBOUND_PER_PEER = 16
+MAX_INBOUND_PER_PEER = 64
 """How many of them one address may have."""
 
 _RETRY_FIRST, _RETRY_LAST = 0.2, 10.0
