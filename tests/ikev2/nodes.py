@@ -14,8 +14,10 @@ from cryptography import x509
 from minerva.core.sansio import Datagram
 from minerva.ikev2 import auth
 from minerva.ikev2.config import Config
-from minerva.ikev2.constants import IKE_PORT
-from minerva.ikev2.endpoint import Endpoint, Established, Failed, SignatureNeeded
+from minerva.ikev2.constants import IKE_PORT, ExchangeType, Flag
+from minerva.ikev2.endpoint import Endpoint, Established, Failed, KeyLog, SignatureNeeded
+from minerva.ikev2.message import Header, Protection, decode_payloads
+from minerva.ikev2.payloads import Payload
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, check_membership
 from minerva.sim.driver import Driver
@@ -206,6 +208,37 @@ def recorded(a: Hand, b: Hand, now: float = 0.0) -> list[bytes]:
     (auth_response,) = b.take(auth_request, a.address, now)
     assert a.take(auth_response, b.address, now) == []
     return [init, init_response, auth_request, auth_response]
+
+
+class Peer:
+    """The initiator's end of an SA, to say what no initiator of ours would."""
+
+    def __init__(self, a: Hand, b: Hand) -> None:
+        self.b = b
+        (keys,) = a.of(KeyLog)
+        self.spis = (keys.spi_i, keys.spi_r)
+        self._protection = Protection(key_out=keys.sk_ei, key_in=keys.sk_er)
+        # Far from the counter of the real initiator, which has the same key.
+        self._protection._sealed = 1 << 32
+        self.message_id = 2
+
+    def seal(self, exchange: int, payloads: tuple[Payload, ...], message_id: int, flags: int = 0) -> bytes:
+        header = Header(*self.spis, exchange, Flag.INITIATOR | flags, message_id)
+        return self._protection.seal(header, payloads)
+
+    def open(self, data: bytes) -> tuple[Header, tuple[Payload, ...]]:
+        header = Header.decode(data)
+        return header, decode_payloads(*self._protection.open(header, data))
+
+    def ask(self, *payloads: Payload, exchange: int = ExchangeType.INFORMATIONAL) -> tuple[Payload, ...]:
+        """Send a request and return what the response holds."""
+        answers = self.b.take(self.seal(exchange, payloads, self.message_id), A, 1.0)
+        header, found = self.open(answers[0])
+        assert header.is_response
+        assert (header.message_id, header.exchange) == (self.message_id, exchange)
+        self.message_id += 1
+        self.further = answers[1:]
+        return found
 
 
 def check_match(one: Established, other: Established) -> None:

@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from minerva.ikev2 import initiator as initiator_module
 from minerva.ikev2 import proposals
 from minerva.ikev2 import responder as responder_module
+from minerva.ikev2.child import ChildAnswer
 from minerva.ikev2.config import Config
 from minerva.ikev2.constants import (
     IKE_PORT,
@@ -813,7 +814,11 @@ def test_an_answer_that_the_initiator_does_not_want(
     monkeypatch: pytest.MonkeyPatch, answer: Any, why: str
 ) -> None:
     """covers: 6.8.3.1-3"""
-    monkeypatch.setattr(responder_module, "answer_child", lambda payloads, spi: (4096, answer(spi)))  # noqa: ARG005
+
+    def answer_child(payloads: Any, spi: int) -> ChildAnswer:  # noqa: ARG001
+        return ChildAnswer(4096, Proposal(1, 3, b"", ()), answer(spi))
+
+    monkeypatch.setattr(responder_module, "answer_child", answer_child)
     a, b = hands()
     run(a, b)
     assert why in failures(a)[0].reason

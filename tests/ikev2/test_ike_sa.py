@@ -7,46 +7,15 @@ from typing import Any
 import pytest
 
 from minerva.core.secret import Secret
+from minerva.ikev2.child import offer_child
 from minerva.ikev2.config import Config, Retransmission
 from minerva.ikev2.constants import IKE_PORT, ExchangeType, Flag, NotifyType
 from minerva.ikev2.endpoint import Closed, Established, Failed, KeyLog, State, Transition
 from minerva.ikev2.errors import IkeUsageError
 from minerva.ikev2.exchange import Request
 from minerva.ikev2.ike_sa import TRANSITIONS, Input
-from minerva.ikev2.message import Header, Protection, decode_payloads
-from minerva.ikev2.payloads import Delete, Notify, Opaque, Payload
-from tests.ikev2.nodes import A, B, Hand, hands, recorded
-
-
-class Peer:
-    """The initiator's end of an SA, to say what no initiator of ours would."""
-
-    def __init__(self, a: Hand, b: Hand) -> None:
-        self.b = b
-        (keys,) = a.of(KeyLog)
-        self.spis = (keys.spi_i, keys.spi_r)
-        self._protection = Protection(key_out=keys.sk_ei, key_in=keys.sk_er)
-        # Far from the counter of the real initiator, which has the same key.
-        self._protection._sealed = 1 << 32
-        self.message_id = 2
-
-    def seal(self, exchange: int, payloads: tuple[Payload, ...], message_id: int, flags: int = 0) -> bytes:
-        header = Header(*self.spis, exchange, Flag.INITIATOR | flags, message_id)
-        return self._protection.seal(header, payloads)
-
-    def open(self, data: bytes) -> tuple[Header, tuple[Payload, ...]]:
-        header = Header.decode(data)
-        return header, decode_payloads(*self._protection.open(header, data))
-
-    def ask(self, *payloads: Payload, exchange: int = ExchangeType.INFORMATIONAL) -> tuple[Payload, ...]:
-        """Send a request and return what the response holds."""
-        answers = self.b.take(self.seal(exchange, payloads, self.message_id), A, 1.0)
-        header, found = self.open(answers[0])
-        assert header.is_response
-        assert (header.message_id, header.exchange) == (self.message_id, exchange)
-        self.message_id += 1
-        self.further = answers[1:]
-        return found
+from minerva.ikev2.payloads import Delete, Nonce, Notify, Opaque, Payload
+from tests.ikev2.nodes import A, B, Hand, Peer, hands, recorded
 
 
 @pytest.fixture
@@ -126,8 +95,11 @@ def test_crossing_deletes(peer: Peer) -> None:
     assert not peer.b.endpoint.status()
 
 
-def test_no_further_child_sas_yet(peer: Peer) -> None:
-    assert peer.ask(Notify(NotifyType.REKEY_SA), exchange=36) == (Notify(NotifyType.NO_ADDITIONAL_SAS),)
+def test_no_further_child_sas(peer: Peer) -> None:
+    """One channel has one child SA, and what replaces it."""
+    association, ours, theirs = offer_child(4096)
+    ask = (association, Nonce(bytes(32)), ours, theirs)
+    assert peer.ask(*ask, exchange=36) == (Notify(NotifyType.NO_ADDITIONAL_SAS),)
     assert state(peer.b) is State.ESTABLISHED
 
 

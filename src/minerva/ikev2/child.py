@@ -1,8 +1,9 @@
-"""The child SA that IKE_AUTH brings along (RFC 7296 sections 1.2, 2.9, 2.17)."""
+"""What IKE_AUTH and CREATE_CHILD_SA say about a child SA (RFC 7296 sections 1.2, 1.3, 2.9, 2.17)."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from minerva.ikev2.constants import MIN_ESP_SPI, NotifyType, notify_name
 from minerva.ikev2.crypto import IkeKeys
@@ -10,44 +11,78 @@ from minerva.ikev2.errors import IkePeerError
 from minerva.ikev2.events import ChildKeys
 from minerva.ikev2.message import find_error, one
 from minerva.ikev2.payloads import Payload
-from minerva.ikev2.proposals import ESP_POLICY, Proposal, SecurityAssociation, esp_offer
+from minerva.ikev2.proposals import (
+    ESP_POLICY,
+    Policy,
+    Proposal,
+    SecurityAssociation,
+    Transform,
+    esp_offer,
+)
 from minerva.ikev2.traffic import ALL_IPV6, TrafficSelectorsInitiator, TrafficSelectorsResponder, narrow
 
 
-def offer_child(spi: int) -> tuple[SecurityAssociation, TrafficSelectorsInitiator, TrafficSelectorsResponder]:
+def offer_child(
+    spi: int, policy: Policy = ESP_POLICY
+) -> tuple[SecurityAssociation, TrafficSelectorsInitiator, TrafficSelectorsResponder]:
     """Return the payloads that ask for a child SA."""
     selectors = (ALL_IPV6,)
     return (
-        esp_offer(spi.to_bytes(4)),
+        esp_offer(spi.to_bytes(4), policy),
         TrafficSelectorsInitiator(selectors),
         TrafficSelectorsResponder(selectors),
     )
 
 
-def answer_child(payloads: Sequence[Payload], spi: int) -> tuple[int, tuple[Payload, ...]]:
-    """Return the initiator's SPI and the payloads that grant it the child SA it asks for.
+@dataclass(frozen=True, slots=True)
+class ChildAnswer:
+    """What we answer to a request for a child SA: the initiator's SPI, our choice, and the payloads."""
 
-    Raises :class:`IkePeerError` with what it is to be told instead; the IKE SA itself is not touched by that.
+    spi_out: int
+    chosen: Proposal
+    payloads: tuple[Payload, ...]
+
+
+def answer_child(
+    payloads: Sequence[Payload],
+    spi: int,
+    policy: Policy = ESP_POLICY,
+    preferred: Transform | None = None,
+) -> ChildAnswer:
+    """Return what grants the initiator the child SA that it asks for, with our ``spi``.
+
+    ``preferred`` is the group that it has made a KE payload for. Raises :class:`IkePeerError` with what it
+    is to be told instead; the IKE SA itself is not touched by that.
     """
     offered = one(payloads, SecurityAssociation)
-    chosen = ESP_POLICY.choose(offered.proposals if offered else (), spi=spi.to_bytes(4))
+    chosen = policy.choose(offered.proposals if offered else (), spi=spi.to_bytes(4), preferred=preferred)
     if chosen is None:
         raise IkePeerError(
             NotifyType.NO_PROPOSAL_CHOSEN,
-            "the peer proposes no ESP with AES-GCM-256 and 32-bit sequence numbers",
+            "the peer proposes no ESP with AES-GCM-256 and 32-bit sequence numbers"
+            + ("" if policy is ESP_POLICY else ", and a key exchange"),
         )
     _narrow(payloads)
     proposal, answer = chosen
     selectors = (ALL_IPV6,)
-    return _spi_of(proposal), (
-        SecurityAssociation((answer,)),
-        TrafficSelectorsInitiator(selectors),
-        TrafficSelectorsResponder(selectors),
+    return ChildAnswer(
+        _spi_of(proposal),
+        answer,
+        (
+            SecurityAssociation((answer,)),
+            TrafficSelectorsInitiator(selectors),
+            TrafficSelectorsResponder(selectors),
+        ),
     )
 
 
-def read_child_answer(payloads: Sequence[Payload], offer: SecurityAssociation) -> int:
-    """Return the responder's SPI from its answer to our ``offer``. Raises :class:`IkePeerError`."""
+def read_child_answer(
+    payloads: Sequence[Payload], offer: SecurityAssociation, policy: Policy = ESP_POLICY
+) -> tuple[int, Proposal]:
+    """Return the responder's SPI and choice from its answer to our ``offer``.
+
+    Raises :class:`IkePeerError`.
+    """
     answer = one(payloads, SecurityAssociation)
     if answer is None:
         error = find_error(payloads)
@@ -55,18 +90,25 @@ def read_child_answer(payloads: Sequence[Payload], offer: SecurityAssociation) -
             NotifyType.NO_PROPOSAL_CHOSEN,
             f"the peer refused the child SA: {notify_name(error.notify_type) if error else 'no SA payload'}",
         )
-    chosen = ESP_POLICY.accepts_answer(answer, offer)
+    chosen = policy.accepts_answer(answer, offer)
     if chosen is None:
         raise IkePeerError(NotifyType.NO_PROPOSAL_CHOSEN, "the peer chose a child SA that we did not offer")
     _narrow(payloads)
-    return _spi_of(chosen)
+    return _spi_of(chosen), chosen
 
 
 def child_keys(
-    keys: IkeKeys, nonce_i: bytes, nonce_r: bytes, spi_in: int, spi_out: int, *, initiator: bool
+    keys: IkeKeys,
+    nonce_i: bytes,
+    nonce_r: bytes,
+    spi_in: int,
+    spi_out: int,
+    *,
+    initiator: bool,
+    shared: bytes = b"",
 ) -> ChildKeys:
-    """Return the child SA as the side sees it that is the ``initiator``, or is not."""
-    from_initiator, from_responder = keys.child(nonce_i, nonce_r)
+    """Return the child SA as the side sees it that is the ``initiator`` of its exchange, or is not."""
+    from_initiator, from_responder = keys.child(nonce_i, nonce_r, shared)
     if initiator:
         return ChildKeys(spi_in, spi_out, key_in=from_responder, key_out=from_initiator)
     return ChildKeys(spi_in, spi_out, key_in=from_initiator, key_out=from_responder)

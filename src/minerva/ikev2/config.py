@@ -53,8 +53,43 @@ class Config:
     """By how much longer the responder waits, so that not both sides probe at once. With the two above, a
     dead peer is known within 9.5 s (the RPL of the ACP relies on 10)."""
 
+    stalled: float = 30.0
+    """How long a request may go unanswered while traffic shows that the peer is alive. It may only be busy,
+    or its answers are lost; after that its IKE is taken for dead, or for one that has another SA in mind."""
+
     closing: Retransmission = Retransmission(give_up=3.0)
     """For the Delete of an SA; a peer that does not confirm it will find out by itself."""
+
+    ike_lifetime: float = 4 * 3600.0
+    """How long an IKE SA is used before it is rekeyed."""
+
+    child_lifetime: float = 3600.0
+    """How long a child SA is used before it is rekeyed. (Its owner may want it earlier: by packets.)"""
+
+    rekey_jitter: float = 0.2
+    """By which part of a lifetime, at most and at random, rekeying begins earlier: it is for the two sides
+    not to begin at once (RFC 7296 section 2.8.1)."""
+
+    rekey_retry: float = 1.0
+    """How long to wait, on average, after a rekeying that the peer refused for the moment; doubled each
+    time, up to 16 times as much."""
+
+    rekey_grace: float = 120.0
+    """How long after its lifetime an SA is still used if rekeying does not succeed. Then all is built anew,
+    which interrupts the traffic: hence not at once."""
+
+    overlap: float = 0.5
+    """For how long after the replacement of a child SA the old one is kept, and for how long after its
+    deletion still received on: what is on its way under the old keys must not be lost."""
+
+    successor_lifetime: float = 45.0
+    """How long a new IKE SA, made in answer to the peer, may wait for the first sign that the peer has got
+    the answer. Then the old one goes on as before. Longer than ``stalled``: a peer that has got the answer
+    and cannot make itself heard has given up by then."""
+
+    child_limit: int = 8
+    """How many child SAs an IKE SA may have: two in use, while one replaces the other, and those that are
+    about to go. More are refused for the moment."""
 
     linger: float = 10.0
     """How long an ended SA still repeats its last response, should the peer not have got it."""

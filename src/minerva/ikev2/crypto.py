@@ -142,11 +142,24 @@ class IkeKeys:
         cls, algorithm: PrfId, shared: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes
     ) -> IkeKeys:
         """Return the keys that follow from the Diffie-Hellman result ``shared`` and what was exchanged."""
-        nonces = nonce_i + nonce_r
-        skeyseed = prf(algorithm, nonces, shared)
+        skeyseed = prf(algorithm, nonce_i + nonce_r, shared)
+        return cls._expand(algorithm, skeyseed, nonce_i + nonce_r + spi_i + spi_r)
+
+    def successor(
+        self, algorithm: PrfId, shared: bytes, nonce_i: bytes, nonce_r: bytes, spi_i: bytes, spi_r: bytes
+    ) -> IkeKeys:
+        """Return the keys of the IKE SA that replaces this one (section 2.18).
+
+        ``algorithm`` is the PRF of the new IKE SA; SKEYSEED is made with that of the old one.
+        """
+        skeyseed = prf(self.prf, self.sk_d.reveal(), shared + nonce_i + nonce_r)
+        return self._expand(algorithm, skeyseed, nonce_i + nonce_r + spi_i + spi_r)
+
+    @classmethod
+    def _expand(cls, algorithm: PrfId, skeyseed: bytes, seed: bytes) -> IkeKeys:
         size = _PRF_HASHES[algorithm][1]
         lengths = (size, AEAD_KEY_LENGTH, AEAD_KEY_LENGTH, size, size)
-        stream = prf_plus(algorithm, skeyseed, nonces + spi_i + spi_r, sum(lengths))
+        stream = prf_plus(algorithm, skeyseed, seed, sum(lengths))
         secrets: list[Secret] = []
         position = 0
         for length in lengths:
@@ -154,9 +167,12 @@ class IkeKeys:
             position += length
         return cls(algorithm, *secrets)
 
-    def child(self, nonce_i: bytes, nonce_r: bytes) -> tuple[Secret, Secret]:
-        """Return the keys of the first child SA: initiator to responder, and back (section 2.17)."""
-        stream = prf_plus(self.prf, self.sk_d.reveal(), nonce_i + nonce_r, 2 * AEAD_KEY_LENGTH)
+    def child(self, nonce_i: bytes, nonce_r: bytes, shared: bytes = b"") -> tuple[Secret, Secret]:
+        """Return the keys of a child SA: initiator to responder, and back (section 2.17).
+
+        ``shared`` is the result of the Diffie-Hellman of CREATE_CHILD_SA; IKE_AUTH has none for its child.
+        """
+        stream = prf_plus(self.prf, self.sk_d.reveal(), shared + nonce_i + nonce_r, 2 * AEAD_KEY_LENGTH)
         return Secret(stream[:AEAD_KEY_LENGTH]), Secret(stream[AEAD_KEY_LENGTH:])
 
     def maced_id(self, identification: bytes, *, initiator: bool) -> bytes:

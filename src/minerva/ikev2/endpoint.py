@@ -32,11 +32,14 @@ from minerva.ikev2.cookies import CookieJar
 from minerva.ikev2.credentials import Authenticate, Credentials
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import (
+    ChildGone,
     ChildKeys,
+    ChildUp,
     Closed,
     Established,
     Event,
     Failed,
+    IkeRekeyed,
     KeyLog,
     PeerCertificate,
     SignatureNeeded,
@@ -56,18 +59,22 @@ from minerva.ikev2.message import (
     unsupported_critical,
 )
 from minerva.ikev2.payloads import Nonce, Notify, Payload
-from minerva.ikev2.proposals import ike_policy
+from minerva.ikev2.proposals import esp_policy, ike_policy
+from minerva.ikev2.rekeying import RekeyingSa
 from minerva.ikev2.responder import Responder
 from minerva.pki.identity import Identity
 
 __all__ = [
+    "ChildGone",
     "ChildKeys",
+    "ChildUp",
     "Closed",
     "Config",
     "Endpoint",
     "Established",
     "Event",
     "Failed",
+    "IkeRekeyed",
     "KeyLog",
     "PeerCertificate",
     "SaStatus",
@@ -116,18 +123,23 @@ class Endpoint:
         self._context = Context(
             config=self.config,
             policy=ike_policy(self.config.prfs, self.config.groups),
+            child_policy=esp_policy(self.config.groups),
             credentials=self._credentials_of(identity),
             authenticate=authenticate,
             random_bytes=random_bytes,
             is_first_contact=self._is_first_contact,
             peer_restarted=self._peer_restarted,
+            new_spi=self._new_spi,
+            add=self._add_successor,
+            succeeded=self._succeeded,
         )
         self.counters: Counter[str] = self._context.counters
         self._cookies = CookieJar(random_bytes, self.config.cookie_lifetime)
         self._error_tokens, self._error_time = float(self.config.error_burst), 0.0
         self._next_number = 1
-        self._sas: dict[int, IkeSa] = {}
-        self._by_spi: dict[bytes, IkeSa] = {}
+        # By number, the SA that stands for its connection; by SPI, also its predecessors and successors.
+        self._sas: dict[int, RekeyingSa] = {}
+        self._by_spi: dict[bytes, RekeyingSa] = {}
         # Responders by (address, port, hash of the request), to tell a repeated request from a new one.
         self._by_request: dict[tuple[IPv6Address, int, bytes], Responder] = {}
         self._request_keys: dict[int, tuple[IPv6Address, int, bytes]] = {}
@@ -165,6 +177,14 @@ class Endpoint:
     def check_liveness(self, sa: int, now: float) -> None:
         """Probe the peer of ``sa`` now, as there is reason to doubt that it lives."""
         self._call(sa, lambda it: it.check_liveness(now), now)
+
+    def rekey_child(self, sa: int, now: float) -> None:
+        """Replace the child SA of ``sa`` as soon as possible, as so much was sent with it."""
+        self._call(sa, lambda it: it.rekey_child(now), now)
+
+    def rekey_ike(self, sa: int, now: float) -> None:
+        """Replace the IKE SA ``sa`` itself as soon as possible."""
+        self._call(sa, lambda it: it.rekey_ike(now), now)
 
     def traffic_seen(self, sa: int, now: float) -> None:
         """Tell that an ESP packet of ``sa`` was decrypted: the peer lives, and need not be probed."""
@@ -218,12 +238,12 @@ class Endpoint:
 
     def next_timer(self) -> float | None:
         """Return when ``on_timer`` wants to be called, or ``None`` for never."""
-        timers = [timer for sa in self._sas.values() if (timer := sa.next_timer()) is not None]
+        timers = [timer for sa in self._by_spi.values() if (timer := sa.next_timer()) is not None]
         return min(timers, default=None)
 
     def on_timer(self, now: float) -> None:
         """Do what is due at ``now``."""
-        for sa in list(self._sas.values()):
+        for sa in list(self._by_spi.values()):
             timer = sa.next_timer()
             if timer is not None and timer <= now:
                 sa.on_timer(now)
@@ -352,7 +372,15 @@ class Endpoint:
             if spi != NO_SPI and spi not in self._by_spi:
                 return spi
 
-    def _add(self, sa: IkeSa, key: tuple[IPv6Address, int, bytes] | None = None) -> None:
+    def _add_successor(self, sa: IkeSa) -> None:
+        assert isinstance(sa, RekeyingSa)
+        self._by_spi[sa.spi] = sa
+
+    def _succeeded(self, sa: IkeSa) -> None:
+        assert isinstance(sa, RekeyingSa)
+        self._sas[sa.number] = sa
+
+    def _add(self, sa: RekeyingSa, key: tuple[IPv6Address, int, bytes] | None = None) -> None:
         self._sas[sa.number] = self._by_spi[sa.spi] = sa
         if isinstance(sa, Responder) and key is not None:
             self._by_request[key] = sa
@@ -360,7 +388,7 @@ class Endpoint:
             self._strangers[sa.number] = sa
             self._strangers_of[sa.address] += 1
 
-    def _call(self, number: int, method: Callable[[IkeSa], None], now: float) -> None:
+    def _call(self, number: int, method: Callable[[RekeyingSa], None], now: float) -> None:
         sa = self._sas.get(number)
         if sa is not None:
             method(sa)
@@ -370,8 +398,11 @@ class Endpoint:
         """Put the tables right after something happened to ``sa``."""
         if sa.authenticated:
             self._acquaint(sa)
-        if sa.finished(now):
-            self._remove(sa)
+        # Not only the SA itself may have come to its end, but also one that it replaces, or the other way.
+        ended, self._context.ended = self._context.ended, []
+        for it in dict.fromkeys((sa, *ended)):
+            if it.finished(now):
+                self._remove(it)
 
     def _acquaint(self, sa: IkeSa) -> None:
         if self._strangers.pop(sa.number, None) is not None:
@@ -380,12 +411,15 @@ class Endpoint:
                 del self._strangers_of[sa.address]
 
     def _remove(self, sa: IkeSa) -> None:
-        self._acquaint(sa)
-        del self._sas[sa.number]
-        del self._by_spi[sa.spi]
-        key = self._request_keys.pop(sa.number, None)
-        if key is not None:
-            del self._by_request[key]
+        if self._by_spi.pop(sa.spi, None) is None:
+            return
+        if self._sas.get(sa.number) is sa:
+            del self._sas[sa.number]
+        if isinstance(sa, Responder):
+            self._acquaint(sa)
+            key = self._request_keys.pop(sa.number, None)
+            if key is not None:
+                del self._by_request[key]
 
     def _evict(self, now: float) -> None:
         """Let the oldest stranger make room. Who is honest and alive needs its half-open SA only briefly."""

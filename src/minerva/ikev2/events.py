@@ -20,6 +20,7 @@ class State(Enum):
     HALF_OPEN = "IKE_SA_INIT answered"
     AUTH_SIGNING = "waiting for the signature of our IKE_AUTH response"
     ESTABLISHED = "established"
+    REKEYED = "replaced by a new IKE SA"
     DELETING = "deleting"
     CLOSED = "closed"
 
@@ -63,6 +64,40 @@ class Established:
     initiator: bool
     member: Member
     child: ChildKeys
+    ike_spi_i: bytes
+    ike_spi_r: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ChildUp:
+    """A further child SA is there: one that replaces another. Packets must be accepted on it at once.
+
+    ``send`` says whether to send with it at once. If not, the peer may not have it yet: the one before is
+    for sending until a packet has come in on this one, or that one is gone (RFC 7296 section 2.8).
+    """
+
+    sa: int
+    address: IPv6Address
+    child: ChildKeys
+    send: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ChildGone:
+    """A child SA was deleted, but not the last one: that goes with ``Closed``."""
+
+    sa: int
+    address: IPv6Address
+    spi_in: int
+
+
+@dataclass(frozen=True, slots=True)
+class IkeRekeyed:
+    """The IKE SA was replaced by another with these SPIs; its child SAs and its number stay."""
+
+    sa: int
+    address: IPv6Address
+    initiator: bool
     ike_spi_i: bytes
     ike_spi_r: bytes
 
@@ -126,4 +161,6 @@ class KeyLog:
     algorithm: EncryptionId = EncryptionId.ENCR_AES_GCM_16
 
 
-Event = SignatureNeeded | Established | Failed | Closed | Transition | KeyLog
+Event = (
+    SignatureNeeded | Established | ChildUp | ChildGone | IkeRekeyed | Failed | Closed | Transition | KeyLog
+)

@@ -12,10 +12,12 @@ class Request:
     """A request of ours that waits for its response. Times are in seconds of the monotonic clock.
 
     ``deadline`` is when the peer counts as dead; without it, ``schedule`` says when. ``closes`` marks a
-    request whose response is the end of the SA.
+    request whose response is the end of the SA. ``task`` is what the request is for, if its response tells
+    more than that the peer lives.
     """
 
     __slots__ = (
+        "_begun",
         "_resend_at",
         "_schedule",
         "_wait",
@@ -25,6 +27,7 @@ class Request:
         "exchange",
         "message_id",
         "started",
+        "task",
     )
 
     def __init__(
@@ -37,12 +40,15 @@ class Request:
         *,
         deadline: float | None = None,
         closes: bool = False,
+        task: object = None,
     ) -> None:
         self.data = data
         self.exchange = exchange
         self.message_id = message_id
         self.closes = closes
+        self.task = task
         self._schedule = schedule
+        self._begun = now
         self.restart(now)
         if deadline is not None:
             self.deadline = deadline
@@ -53,6 +59,10 @@ class Request:
         self.deadline = now + self._schedule.give_up
         self._wait = self._schedule.first
         self._resend_at = now + self._wait
+
+    def age(self, now: float) -> float:
+        """Return how long ago the request was really sent for the first time, in seconds."""
+        return now - self._begun
 
     def next_timer(self) -> float:
         """Return when ``is_dead`` or ``take_due`` has something to say."""

@@ -1,9 +1,10 @@
 """One IKE SA: its states, its window of one request, its death (RFC 7296 sections 1.4, 2.1 to 2.4).
 
 Theory of operation. An :class:`IkeSa` is born as an ``Initiator`` or a ``Responder`` (in modules of their
-own), which do IKE_SA_INIT and IKE_AUTH and differ in all of it. From ESTABLISHED on the two are the same, and
-that is what is here. The states and what leads from one to another are in ``TRANSITIONS``; each transition
-is an event, so that an operator sees where an SA is.
+own), which do IKE_SA_INIT and IKE_AUTH and differ in all of it, or as the ``Successor`` of another. From
+ESTABLISHED on they are all the same, and that is what is here and, for CREATE_CHILD_SA, in ``rekeying``. The
+states and what leads from one to another are in ``TRANSITIONS``; each transition is an event, so that an
+operator sees where an SA is.
 
 In each direction there is at most one request on its way (a window of one). Our request is repeated by
 timer until its response is there or its time is up. The peer's request is handled once, and its
@@ -12,8 +13,6 @@ CLOSED for a while for that last purpose alone.
 
 Only what passes the integrity check is acted upon; all else is counted and forgotten. A message that
 passes it and yet is malformed ends the SA, on both sides (section 2.21.3).
-
-There is no CREATE_CHILD_SA yet: such requests are answered with NO_ADDITIONAL_SAS.
 """
 
 from __future__ import annotations
@@ -25,6 +24,7 @@ from enum import Enum, auto
 from ipaddress import IPv6Address
 
 from minerva.core.sansio import Datagram
+from minerva.ikev2.children import Child, ChildSas, ChildState
 from minerva.ikev2.config import Config, Retransmission
 from minerva.ikev2.constants import (
     MIN_ESP_SPI,
@@ -62,6 +62,7 @@ class Input(Enum):
     AUTH_REQUEST = auto()
     REQUEST_SIGNED = auto()
     AUTHENTICATED = auto()
+    REKEYED = auto()
     DELETE = auto()
     END = auto()
 
@@ -75,6 +76,8 @@ TRANSITIONS: dict[tuple[State, Input], State] = {
     (State.AUTH_SIGNING, Input.AUTHENTICATED): State.ESTABLISHED,
     (State.AUTH_SIGNING, Input.DELETE): State.DELETING,
     (State.ESTABLISHED, Input.DELETE): State.DELETING,
+    (State.ESTABLISHED, Input.REKEYED): State.REKEYED,
+    (State.REKEYED, Input.DELETE): State.DELETING,
     **{(state, Input.END): State.CLOSED for state in State if state is not State.CLOSED},
 }
 """The state machine. What is not here cannot happen; an attempt raises ``IkeUsageError``."""
@@ -96,15 +99,20 @@ class Context:
 
     config: Config
     policy: Policy
+    child_policy: Policy
     credentials: Credentials
     authenticate: Authenticate
     random_bytes: Callable[[int], bytes]
     is_first_contact: Callable[[IkeSa], bool]
     peer_restarted: Callable[[IkeSa, float], None]
+    new_spi: Callable[[], bytes]
+    add: Callable[[IkeSa], None]
+    succeeded: Callable[[IkeSa], None]
     child_spis: set[int] = field(default_factory=set)
     events: deque[Event] = field(default_factory=deque)
     datagrams: list[Datagram] = field(default_factory=list)
     counters: Counter[str] = field(default_factory=Counter)
+    ended: list[IkeSa] = field(default_factory=list)
 
     def new_child_spi(self) -> int:
         """Return an ESP SPI that none of our SAs has. It is taken until that SA ends."""
@@ -113,6 +121,14 @@ class Context:
             if spi >= MIN_ESP_SPI and spi not in self.child_spis:
                 self.child_spis.add(spi)
                 return spi
+
+    def earlier(self, lifetime: float) -> float:
+        """Return ``lifetime``, shortened at random so that not both sides begin to rekey at once."""
+        return lifetime * (1.0 - self.config.rekey_jitter * self.random())
+
+    def random(self) -> float:
+        """Return a number from 0 to 1."""
+        return int.from_bytes(self.random_bytes(4)) / 2**32
 
 
 class IkeSa:
@@ -142,9 +158,11 @@ class IkeSa:
         # Those of the moment: an SA must not mix two certificates of ours if they change meanwhile.
         self._credentials = context.credentials
         self._spi_i = self._spi_r = bytes(SPI_LENGTH)
-        self._child_spi: int | None = None
-        self._child: ChildKeys | None = None
+        self.children = ChildSas()
+        self._child_spi: int | None = None  # that of the handshake
+        self._was_up = False
         self._peer_certificate: PeerCertificate | None = None
+        self._keys: IkeKeys | None = None
         self._protection: Protection | None = None
         self._next_request_id = 0
         self._expected_request_id = 0
@@ -154,6 +172,7 @@ class IkeSa:
         self._last_heard = now
         self._expires: float | None = None
         self._visible = initiator
+        self._quiet = False  # nothing is to be reported, as another SA stands for the connection
         self._reported = False
 
     # --- what the endpoint calls ---------------------------------------------------------------------------
@@ -171,7 +190,7 @@ class IkeSa:
 
     def close(self, reason: str, now: float) -> None:
         """End the SA: at once for our side, with a Delete for the peer if it is up."""
-        if self.state is State.ESTABLISHED:
+        if self.state in (State.ESTABLISHED, State.REKEYED):
             self._report(reason)
             self._delete((), now)
         elif self.state not in (State.DELETING, State.CLOSED):
@@ -234,18 +253,28 @@ class IkeSa:
         self._context.datagrams.append(Datagram(data, self.address, port))
 
     def _send_request(
-        self, payloads: Sequence[Payload], schedule: Retransmission, now: float, *, closes: bool = False
+        self,
+        payloads: Sequence[Payload],
+        schedule: Retransmission,
+        now: float,
+        *,
+        exchange: ExchangeType = ExchangeType.INFORMATIONAL,
+        closes: bool = False,
+        task: object = None,
     ) -> None:
         assert self._protection is not None
-        header = self._header(ExchangeType.INFORMATIONAL, self._next_request_id, response=False)
+        header = self._header(exchange, self._next_request_id, response=False)
         self._next_request_id += 1
         data = self._protection.seal(header, payloads)
-        self._request = Request(data, header.exchange, header.message_id, schedule, now, closes=closes)
+        self._request = Request(
+            data, header.exchange, header.message_id, schedule, now, closes=closes, task=task
+        )
         self._send(data, self.port)
 
     def _repeat_request(self, request: Request, now: float) -> None:
         if request.is_dead(now):
-            if self.state is State.ESTABLISHED and self._last_heard > request.started:
+            alive = self.state is State.ESTABLISHED and self._last_heard > request.started
+            if alive and request.age(now) < self._context.config.stalled:
                 # The peer's data plane is alive, so the peer is; its IKE may only be busy (section 2.4).
                 request.restart(now)
                 self._send(request.data, self.port)
@@ -270,15 +299,16 @@ class IkeSa:
         opened = self._open(self._protection, header, data)
         if opened is None:
             return
-        self._request = None
         self._last_heard = now
         try:
             payloads = decode_payloads(*opened)
+            if (critical := unsupported_critical(payloads)) is not None:
+                raise IkeDecodeError(f"critical payload of type {critical}, which we do not know")
+            self._request = None
+            self._handle_response(request, payloads, now)
         except IkeDecodeError as error:
             self._report(f"the peer sent a malformed response: {error}")
             self._end(now)
-            return
-        self._handle_response(request, payloads, now)
 
     def _handle_response(self, request: Request, payloads: Sequence[Payload], now: float) -> None:
         error = find_error(payloads)
@@ -287,8 +317,15 @@ class IkeSa:
         elif error is not None and error.notify_type in _FATAL:
             self._report(refusal(error), by_peer=True)
             self._end(now)
-        elif self._queue:
-            self._send_request(self._queue.popleft(), self._context.config.closing, now, closes=True)
+        else:
+            if request.task is not None:
+                self._finish_task(request.task, payloads, now)
+            if self._queue and self._request is None:
+                self._send_request(self._queue.popleft(), self._context.config.closing, now, closes=True)
+
+    def _finish_task(self, task: object, payloads: Sequence[Payload], now: float) -> None:
+        """Handle the response to a request that was sent for ``task``."""
+        raise NotImplementedError
 
     def _delete(self, notifications: tuple[Payload, ...], now: float) -> None:
         """Tell the peer that the SA is deleted, as soon as the window has room."""
@@ -323,13 +360,17 @@ class IkeSa:
         try:
             payloads = decode_payloads(*opened)
             critical = unsupported_critical(payloads)
-            if critical is not None:
+            if critical is None:
+                self._handle_request(header.exchange, payloads, now)
+            elif header.exchange == ExchangeType.CREATE_CHILD_SA:
+                # Somebody tries an extension. The exchange fails; what is up stays up.
+                self._respond((Notify(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, bytes((critical,))),))
+            else:
                 raise IkePeerError(
                     NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD,
                     f"the peer sent a critical payload of type {critical}, which we do not know",
                     data=bytes((critical,)),
                 )
-            self._handle_request(header.exchange, payloads, now)
         except IkeDecodeError as error:
             reason = f"the peer sent a malformed request: {error}"
             self._refuse(IkePeerError(NotifyType.INVALID_SYNTAX, reason), now)
@@ -369,14 +410,15 @@ class IkeSa:
         if exchange == ExchangeType.INFORMATIONAL:
             self._handle_informational(payloads, now)
         elif exchange == ExchangeType.CREATE_CHILD_SA:
-            deleting = self.state is State.DELETING
-            self._respond(
-                (Notify(NotifyType.TEMPORARY_FAILURE if deleting else NotifyType.NO_ADDITIONAL_SAS),)
-            )
+            self._respond(self._answer_create_child(payloads, now))
         else:
             raise IkePeerError(
                 NotifyType.INVALID_SYNTAX, f"the peer began exchange {exchange} on an SA that is up"
             )
+
+    def _answer_create_child(self, payloads: Sequence[Payload], now: float) -> tuple[Payload, ...]:
+        """Return what to answer to a CREATE_CHILD_SA request. Raises :class:`IkeDecodeError`."""
+        raise NotImplementedError
 
     def _handle_informational(self, payloads: Sequence[Payload], now: float) -> None:
         deletes = [payload for payload in payloads if isinstance(payload, Delete)]
@@ -387,15 +429,17 @@ class IkeSa:
             self._end(now)
         elif any(delete.protocol == ProtocolId.IKE for delete in deletes):
             self._respond(())
-            self._report("the peer deleted the SA", by_peer=True)
-            self._end(now)
-        elif self._child is not None and self.state is State.ESTABLISHED and _names(deletes, self._child):
-            # Without its child SA a channel is of no use, so the IKE SA goes with it.
-            self._respond((Delete(ProtocolId.ESP, (self._child.spi_in.to_bytes(4),)),))
-            self._report("the peer deleted the child SA", by_peer=True)
-            self._delete((), now)
+            self._deleted_by_peer(now)
         else:
-            self._respond(())
+            self._delete_children(deletes, now)
+
+    def _deleted_by_peer(self, now: float) -> None:
+        self._report("the peer deleted the SA", by_peer=True)
+        self._end(now)
+
+    def _delete_children(self, deletes: Sequence[Delete], now: float) -> None:
+        """Answer a request with these Delete payloads (section 1.4.1)."""
+        raise NotImplementedError
 
     # --- states and reports --------------------------------------------------------------------------------
 
@@ -411,7 +455,7 @@ class IkeSa:
         if after is None:
             raise IkeUsageError(f"{what.name} cannot happen to an SA that is {self.state.value}")
         before, self.state = self.state, after
-        if self._visible:
+        if self._visible and not self._quiet:
             self._context.events.append(Transition(self.number, self.address, before, after))
 
     def _log_keys(self, keys: IkeKeys, spi_r: bytes) -> None:
@@ -420,7 +464,9 @@ class IkeSa:
 
     def _up(self, peer: Peer, child: ChildKeys, now: float) -> None:
         self.peer = peer
-        self._child = child
+        self._child_spi = None
+        self._was_up = True
+        self._add_child(child, now, ChildState.INSTALLED)
         self.established = self._last_heard = now
         self._expires = None
         self._move(Input.AUTHENTICATED)
@@ -437,15 +483,22 @@ class IkeSa:
             )
         )
 
+    def _add_child(self, keys: ChildKeys, now: float, state: ChildState) -> Child:
+        config = self._context.config
+        due = now + self._context.earlier(config.child_lifetime)
+        child = Child(keys, state, due, now + config.child_lifetime + config.rekey_grace)
+        self.children.add(child)
+        return child
+
     def _report(
         self, reason: str, *, by_peer: bool = False, closed: bool = False, rule: int | None = None
     ) -> None:
         """Report the end of the SA, once: ``Closed`` if it was up or is ``closed`` by us, else ``Failed``."""
-        if self._reported or not self._visible:
+        if self._reported or self._quiet or not self._visible:
             return
         self._reported = True
         event: Event
-        if closed or self._child is not None:
+        if closed or self._was_up:
             event = Closed(self.number, self.address, reason, by_peer)
         else:
             event = Failed(self.number, self.address, self.initiator, reason, rule, self._peer_certificate)
@@ -457,8 +510,12 @@ class IkeSa:
         self._request = None
         self._queue.clear()
         self._expires = now + (self._context.config.linger if linger else 0.0)
+        self._context.ended.append(self)
         if self._child_spi is not None:
             self._context.child_spis.discard(self._child_spi)
+        for child in self.children:
+            self.children.remove(child)
+            self._context.child_spis.discard(child.keys.spi_in)
 
     def _expired(self, now: float) -> None:
         """Give up a state that may only last for so long."""
@@ -474,8 +531,3 @@ def refusal(error: Notify) -> str:
         else ""
     )
     return f"the peer refused us: {notify_name(error.notify_type)}{hint}"
-
-
-def _names(deletes: Sequence[Delete], child: ChildKeys) -> bool:
-    spi = child.spi_out.to_bytes(4)
-    return any(delete.protocol == ProtocolId.ESP and spi in delete.spis for delete in deletes)

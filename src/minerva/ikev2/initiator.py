@@ -39,7 +39,7 @@ from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import SignatureNeeded, State
 from minerva.ikev2.exchange import Request, digest
-from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, IkeSa, Input, refusal
+from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, refusal
 from minerva.ikev2.message import (
     HEADER_LENGTH,
     Header,
@@ -65,6 +65,7 @@ from minerva.ikev2.payloads import (
     signature_hashes,
 )
 from minerva.ikev2.proposals import SecurityAssociation, find
+from minerva.ikev2.rekeying import RekeyingSa
 
 _AUTH_MESSAGE_ID = 1
 
@@ -103,7 +104,7 @@ class _Candidate:
         return self.deadline if self.request is None else self.request.next_timer()
 
 
-class Initiator(IkeSa):
+class Initiator(RekeyingSa):
     """An IKE SA that we began."""
 
     def __init__(
@@ -334,7 +335,7 @@ class Initiator(IkeSa):
             return
         self._adopt(candidate)
         try:
-            spi_out = read_child_answer(payloads, self._child_offer[0])
+            spi_out, _ = read_child_answer(payloads, self._child_offer[0])
         except (IkeDecodeError, IkePeerError) as failure:
             self._report(str(failure))
             self._delete((), now)
@@ -368,6 +369,7 @@ class Initiator(IkeSa):
     def _adopt(self, candidate: _Candidate) -> None:
         """Make the candidate the SA's one peer."""
         self._spi_r = candidate.spi_r
+        self._keys = candidate.keys
         self._protection = candidate.protection
         self._orphans = [other for other in self._candidates if other is not candidate and other.request]
         self._candidates.clear()

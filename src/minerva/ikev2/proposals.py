@@ -256,19 +256,29 @@ def ike_policy(prfs: Sequence[PrfId], groups: Sequence[DhGroup]) -> Policy:
     )
 
 
-ESP_POLICY = Policy(
-    ProtocolId.ESP,
-    {
-        TransformType.ENCR: (AES_GCM_256,),
-        TransformType.INTEG: _NO_INTEGRITY,
-        # In IKE_AUTH there is no KE payload for the child, so no group but NONE is possible (section 1.2).
-        TransformType.DH: (Transform(TransformType.DH, DhGroup.NONE),),
-        TransformType.ESN: (Transform(TransformType.ESN, EsnId.NO_ESN),),
-    },
-)
-"""The policy for child SAs. Extended sequence numbers are not negotiated."""
+def esp_policy(groups: Sequence[DhGroup] = ()) -> Policy:
+    """Return the policy for child SAs. Extended sequence numbers are not negotiated.
+
+    In IKE_AUTH there is no KE payload for the child, so no group but NONE is possible (section 1.2). In
+    CREATE_CHILD_SA there must be one, for forward secrecy (RFC 8994 section 6.8.2): ``groups`` says of which.
+    """
+    return Policy(
+        ProtocolId.ESP,
+        {
+            TransformType.ENCR: (AES_GCM_256,),
+            TransformType.INTEG: _NO_INTEGRITY,
+            TransformType.DH: tuple(
+                Transform(TransformType.DH, group) for group in groups or (DhGroup.NONE,)
+            ),
+            TransformType.ESN: (Transform(TransformType.ESN, EsnId.NO_ESN),),
+        },
+    )
 
 
-def esp_offer(spi: bytes) -> SecurityAssociation:
+ESP_POLICY = esp_policy()
+"""The policy for the child SA that comes with IKE_AUTH."""
+
+
+def esp_offer(spi: bytes, policy: Policy = ESP_POLICY) -> SecurityAssociation:
     """Return our SA payload for a child SA. It names NO_ESN, which is mandatory for ESP (section 3.3.3)."""
-    return ESP_POLICY.offer(spi, with_none=frozenset({TransformType.ESN}))
+    return policy.offer(spi, with_none=frozenset({TransformType.ESN}))

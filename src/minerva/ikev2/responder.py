@@ -18,7 +18,7 @@ from minerva.ikev2.credentials import authenticate_peer, describe_certificates, 
 from minerva.ikev2.crypto import IkeKeys, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkePeerError
 from minerva.ikev2.events import ChildKeys, SignatureNeeded, State
-from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, IkeSa, Input
+from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input
 from minerva.ikev2.message import Header, Protection, encode_message, find_notify, one, required
 from minerva.ikev2.payloads import (
     Authentication,
@@ -31,7 +31,9 @@ from minerva.ikev2.payloads import (
     read_signature_hashes,
     signature_hashes,
 )
-from minerva.ikev2.proposals import Policy, Proposal, SecurityAssociation, Transform, find
+from minerva.ikev2.proposals import SecurityAssociation, find
+from minerva.ikev2.rekey import choose_ike
+from minerva.ikev2.rekeying import RekeyingSa
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +47,7 @@ class _Accepted:
     initial_contact: bool
 
 
-class Responder(IkeSa):
+class Responder(RekeyingSa):
     """An IKE SA that the peer began."""
 
     def __init__(
@@ -70,14 +72,13 @@ class Responder(IkeSa):
         self._expected_request_id = 1  # 0 was IKE_SA_INIT
         self._init_request = request
         key_exchange = required(payloads, KeyExchange)
-        chosen = _choose(context.policy, required(payloads, SecurityAssociation), key_exchange)
+        _, chosen = choose_ike(context.policy, required(payloads, SecurityAssociation), key_exchange)
         self._prf = PrfId(find(chosen, TransformType.PRF))
         self._nonce_i = required(payloads, Nonce).data
         self._peer_hashes = read_signature_hashes(payloads)
         agreement = new_agreement(DhGroup(find(chosen, TransformType.DH)))
         self._shared_secret = agreement.load(key_exchange.data)
         self._nonce_r = context.random_bytes(NONCE_LENGTH)
-        self._keys: IkeKeys | None = None
         self._accepted: _Accepted | None = None
         self._init_response = encode_message(
             self._header(ExchangeType.IKE_SA_INIT, 0, response=True),
@@ -164,8 +165,11 @@ class Responder(IkeSa):
         child: ChildKeys | None = None
         refusal = ""
         try:
-            spi_out, answer = answer_child(payloads, self._child_spi)
-            child = child_keys(keys, self._nonce_i, self._nonce_r, self._child_spi, spi_out, initiator=False)
+            granted = answer_child(payloads, self._child_spi)
+            answer = granted.payloads
+            child = child_keys(
+                keys, self._nonce_i, self._nonce_r, self._child_spi, granted.spi_out, initiator=False
+            )
         except IkePeerError as error:
             # The peer is authenticated all the same, and is told so with the error (section 2.21.2).
             answer, refusal = (Notify(error.notify, error.data),), str(error)
@@ -204,18 +208,3 @@ class Responder(IkeSa):
         self._up(peer, accepted.child, now)
         if accepted.initial_contact:
             self._context.peer_restarted(self, now)
-
-
-def _choose(policy: Policy, offered: SecurityAssociation, key_exchange: KeyExchange) -> Proposal:
-    chosen = policy.choose(offered.proposals, preferred=Transform(TransformType.DH, key_exchange.group))
-    if chosen is None:
-        raise IkePeerError(NotifyType.NO_PROPOSAL_CHOSEN, "no proposal of the peer is acceptable")
-    _, answer = chosen
-    group = find(answer, TransformType.DH)
-    if group != key_exchange.group:
-        raise IkePeerError(
-            NotifyType.INVALID_KE_PAYLOAD,
-            f"key exchange in group {key_exchange.group}, {group} wanted",
-            data=group.to_bytes(2),
-        )
-    return answer
