@@ -200,6 +200,44 @@ def test_the_lowest_nonce_loses(what: str) -> None:
     assert winners == {True, False}
 
 
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_one_is_done_before_the_other_is_heard(what: str) -> None:
+    """The second example of RFC 7296 section 2.8.1, and the special case of 2.8.2."""
+    a, b = pair()
+    (late,), (request,) = begin(a, what, 2.0), begin(b, what, 2.0)
+    (response,) = a.take(request, B, 2.0)
+    sent = b.take(response, A, 2.1)
+    assert len(sent) == (2 if what == "ike" else 0)
+    (refusal,) = b.take(late, A, 2.2)
+    a.take(refusal, B, 2.3)
+    assert a.endpoint.counters[f"{'IKE' if what == 'ike' else 'child'} SA: rekeying refused"] == 1
+    if what == "child":
+        assert children(a) == [ChildState.REPLACED, ChildState.UNCONFIRMED]
+        assert children(b) == [ChildState.RETIRED, ChildState.INSTALLED]
+        sent = timers(b, 2.6)
+    exchange(b, a, sent, 2.6)
+    for hand, other in ((b, a), (a, b)):
+        exchange(hand, other, timers(hand, 3.2), 3.2)
+    agree(a, b)
+    assert children(a) == [ChildState.INSTALLED]
+    assert not sa_of(a).initiator if what == "ike" else len(a.of(ChildUp)) == 1
+
+
+@pytest.mark.parametrize(("first", "second"), [("child", "ike"), ("ike", "child")])
+def test_one_replaces_the_child_sa_and_one_the_ike_sa(first: str, second: str) -> None:
+    """Neither is done (RFC 7296 section 2.25): they try again, at different times."""
+    a, b = pair()
+    (of_a,), (of_b,) = begin(a, first, 2.0), begin(b, second, 2.0)
+    (to_a,), (to_b,) = b.take(of_a, A, 2.0), a.take(of_b, B, 2.0)
+    assert a.take(to_a, B, 2.1) == b.take(to_b, A, 2.1) == []
+    assert not a.of(ChildUp)
+    assert not a.of(IkeRekeyed)
+    for hand in (a, b):
+        assert sum("refused" in reason for reason in hand.endpoint.counters) >= 1
+        assert children(hand) == [ChildState.INSTALLED]
+        assert 2.6 <= hand.endpoint.next_timer() <= 3.6  # type: ignore[operator]
+
+
 def test_it_is_time() -> None:
     """Each after its lifetime, earlier by up to a fifth at random."""
     config = replace(CONFIG, rekey_jitter=0.2)
