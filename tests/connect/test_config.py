@@ -26,6 +26,9 @@ def test_all_settings() -> None:
     unguarded = true
     [rpl]
     root = true
+    [ike]
+    ike_lifetime = 4
+    child_lifetime = 3
     [debug]
     key_log = "/tmp/keys"
     """
@@ -34,6 +37,7 @@ def test_all_settings() -> None:
         ports=config.Ports(("eth*",), ("eth9",), False),
         acp=config.Acp("acp7", True),
         rpl=config.Rpl(True),
+        ike=config.Ike(4, 3),
         debug=config.Debug("/tmp/keys"),
         log_level="debug",
     )
@@ -49,6 +53,9 @@ def test_all_settings() -> None:
         ("[ports]\nbring_up = 1", "must be true or false"),
         ("[acp]\ninterface = 5", "must be a string"),
         ('[acp]\ninterface = "a name too long"', "cannot be the name of an interface"),
+        ("[ike]\nchild_lifetime = 1", "ike.child_lifetime must be 2 to 86400 seconds"),
+        ("[ike]\nike_lifetime = 90_000", "ike.ike_lifetime must be 2 to 86400 seconds"),
+        ("[ike]\nike_lifetime = 9.5", "must be a whole number"),
         ('log_level = "loud"', "log_level must be one of"),
         ("[ports", "is not TOML"),
     ],

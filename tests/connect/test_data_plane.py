@@ -6,7 +6,9 @@ import asyncio
 import socket
 from pathlib import Path
 
-from minerva.connect import ipc
+import pytest
+
+from minerva.connect import data_plane, ipc
 from minerva.connect import messages as m
 from minerva.connect.data_plane import DataPlane
 from minerva.core.secret import Secret
@@ -36,8 +38,15 @@ class Bench:
         tun.close()
         esp.close()
 
-    def keys(self, spi_in: int, spi_out: int, key_in: int, key_out: int) -> None:
-        self.supervisor.send(m.ChannelKeys(1, spi_in, spi_out, KEYS[key_in], KEYS[key_out]))
+    def keys(self, spi_in: int, spi_out: int, key_in: int, key_out: int, *, send: bool = True) -> None:
+        self.supervisor.send(m.ChannelKeys(1, spi_in, spi_out, KEYS[key_in], KEYS[key_out], send))
+
+    async def sent_with(self) -> str | None:
+        """Send a packet; return the SPI that it has on the wire."""
+        self.acp.send(ipv6(b"?"))
+        await settle()
+        sealed = try_read(self.wire)
+        return None if sealed is None else sealed[:4].hex()
 
     async def close(self) -> None:
         self.supervisor.send(m.ChannelDetach(1))
@@ -100,7 +109,8 @@ def test_the_newest_keys_send_and_all_receive_until_they_go() -> None:
         bench = Bench()
         bench.keys(300, 400, 1, 2)
         bench.keys(301, 401, 3, 4)
-        await settle()
+        assert await bench.sent_with() == "00000190", "the peer is given a moment"
+        await asyncio.sleep(0.15)
         bench.acp.send(ipv6(b"new"))
         old_peer = OutboundSA(300, KEYS[1])
         bench.wire.send(old_peer.seal(ipv6(b"old")))
@@ -116,6 +126,59 @@ def test_the_newest_keys_send_and_all_receive_until_they_go() -> None:
         sealed = try_read(bench.wire)
         assert sealed is not None
         assert InboundSA(400, KEYS[2]).open(sealed) == ipv6(b"again")
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_keys_that_the_peer_may_not_have_wait() -> None:
+    """Until a packet has come in on them; they are received on at once.
+
+    covers: 6.8-rekey
+    """
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2, send=False)
+        assert await bench.sent_with() == "00000190", "there are no others"
+        bench.keys(301, 401, 3, 4, send=False)
+        assert await bench.sent_with() == "00000190"
+        bench.wire.send(OutboundSA(300, KEYS[1]).seal(ipv6(b"old")))
+        bench.wire.send(OutboundSA(301, KEYS[5]).seal(ipv6(b"forged")))
+        await settle()
+        assert await bench.sent_with() == "00000190"
+        bench.wire.send(OutboundSA(301, KEYS[3]).seal(ipv6(b"new")))
+        await settle()
+        assert await bench.sent_with() == "00000191"
+        assert [try_read(bench.acp), try_read(bench.acp)] == [ipv6(b"old"), ipv6(b"new")]
+        bench.keys(302, 402, 5, 6, send=False)
+        bench.supervisor.send(m.ChannelKeysGone(1, 300))
+        assert await bench.sent_with() == "00000191"
+        bench.supervisor.send(m.ChannelKeysGone(1, 301))
+        assert await bench.sent_with() == "00000192", "no other is left"
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_a_channel_that_has_sent_much_asks_for_new_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once for each pair of SAs, and the channel goes on."""
+    monkeypatch.setattr(data_plane, "_TRAFFIC_SECONDS", 0.02)
+    monkeypatch.setattr(data_plane, "OutboundSA", lambda spi, key: OutboundSA(spi, key, rekey_sequence=2))
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        for _ in range(3):
+            assert await bench.sent_with() == "00000190"
+        await asyncio.sleep(0.1)
+        assert bench.said == [m.ChannelRekey(1)]
+        bench.keys(301, 401, 3, 4)
+        await asyncio.sleep(0.15)
+        for _ in range(3):
+            assert await bench.sent_with() == "00000191"
+        await asyncio.sleep(0.1)
+        assert bench.said == [m.ChannelRekey(1)] * 2
         await bench.close()
 
     asyncio.run(main())

@@ -25,7 +25,7 @@ EXAMPLES = [
     m.SignerReady("no key"),
     m.SignReply(3, b"\x01", ""),
     m.PortUp(1, "eth0", IPv6Address("fe80::1")),
-    m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36)),
+    m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36), True),
     m.Traffic((1, 2, 3)),
     m.RouteAdd(IPv6Network("fd00::/48"), 4, IPv6Address("fe80::2")),
 ]
@@ -74,7 +74,7 @@ def test_decoding_raises_nothing_else(data: bytes) -> None:
 
 
 def test_secrets_do_not_show() -> None:
-    message = m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36))
+    message = m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36), True)
     assert "kkk" not in repr(message)
     assert "kkk" in ipc.encode(message).decode("latin-1")
 

@@ -75,9 +75,9 @@ class _Port:
 
 @dataclass
 class _Connection:
-    """An IKE SA with its child SA."""
+    """An IKE SA with its child SAs, by the SPI that is received with: several while they are rekeyed."""
 
-    spi_in: int
+    spis_in: set[int]
     expires: datetime
     initiated_by_us: bool
 
@@ -130,7 +130,11 @@ class Abutment(Child):
                 self._identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
                 self._adjacency = Adjacency(self._identity.address)
             case m.AbutmentStart():
-                self._config = Config(keylog=message.key_log)
+                self._config = Config(
+                    keylog=message.key_log,
+                    ike_lifetime=message.ike_lifetime,
+                    child_lifetime=message.child_lifetime,
+                )
                 self._last_channel = self._last_request = message.first
             case m.PortUp() if len(descriptors) == 2:
                 self._port_up(message, descriptors)
@@ -142,6 +146,8 @@ class Abutment(Child):
                 self._traffic(message.channels)
             case m.ChannelRefused() | m.ChannelFault():
                 self._drop_channel(message.channel, message.reason)
+            case m.ChannelRekey():
+                self._rekey_channel(message.channel)
             case m.DataPlaneLost():
                 for channel in list(self._channels.values()):
                     self._drop_channel(channel.number, "the data plane was started again")
@@ -281,6 +287,13 @@ class Abutment(Child):
                 self._adjacency.failed(
                     port.number, event.address, event.initiator, event.reason, event.rule, now
                 )
+            case ike.ChildUp():
+                self._child_up(port, event)
+            case ike.ChildGone():
+                self._child_gone(port, event)
+            case ike.IkeRekeyed():
+                who = "us" if event.initiator else "it"
+                log.info("the IKE SA with %s on port %s was rekeyed by %s", event.address, port.name, who)
             case ike.Closed():
                 self._closed(port, event, now)
             case ike.KeyLog():
@@ -311,13 +324,11 @@ class Abutment(Child):
             channel = self._channels[peer] = _Channel(self._last_channel, name, now)
             self.send(m.ChannelOpen(channel.number, port.number, event.address, name))
         channel.peer_name = name
-        channel.connections[event.sa] = _Connection(event.child.spi_in, event.member.expires, event.initiator)
-        child = event.child
-        self.send(m.ChannelKeys(channel.number, child.spi_in, child.spi_out, child.key_in, child.key_out))
-        if self._config.keylog:
-            ours, theirs = port.link_local, event.address
-            self.send(m.KeyLog("esp_sa", esp_sa_line(theirs, ours, child.spi_in, child.key_in)))
-            self.send(m.KeyLog("esp_sa", esp_sa_line(ours, theirs, child.spi_out, child.key_out)))
+        channel.connections[event.sa] = _Connection(
+            {event.child.spi_in}, event.member.expires, event.initiator
+        )
+        # Who answered cannot know whether the answer came: the peer may still use its other connection.
+        self._send_keys(port, channel, event.address, event.child, send=event.initiator)
         log.info("%s on port %s is %s", event.address, port.name, name)
         identity = PeerIdentity(name, event.member.address)
         self._adjacency.connected(
@@ -325,13 +336,53 @@ class Abutment(Child):
         )
         self._check_expiry()
 
+    def _send_keys(
+        self, port: _Port, channel: _Channel, theirs: IPv6Address, child: ike.ChildKeys, *, send: bool
+    ) -> None:
+        if self._config.keylog:
+            ours = port.link_local
+            self.send(m.KeyLog("esp_sa", esp_sa_line(theirs, ours, child.spi_in, child.key_in)))
+            self.send(m.KeyLog("esp_sa", esp_sa_line(ours, theirs, child.spi_out, child.key_out)))
+        self.send(
+            m.ChannelKeys(channel.number, child.spi_in, child.spi_out, child.key_in, child.key_out, send)
+        )
+
+    def _connection(
+        self, port: _Port, address: IPv6Address, sa: int
+    ) -> tuple[_Channel, _Connection] | tuple[None, None]:
+        channel = self._channels.get((port.number, address))
+        if channel is None or sa not in channel.connections:
+            return None, None
+        return channel, channel.connections[sa]
+
+    def _child_up(self, port: _Port, event: ike.ChildUp) -> None:
+        channel, connection = self._connection(port, event.address, event.sa)
+        if channel is not None and connection is not None:
+            connection.spis_in.add(event.child.spi_in)
+            self._send_keys(port, channel, event.address, event.child, send=event.send)
+
+    def _child_gone(self, port: _Port, event: ike.ChildGone) -> None:
+        channel, connection = self._connection(port, event.address, event.sa)
+        if channel is not None and connection is not None:
+            connection.spis_in.discard(event.spi_in)
+            self.send(m.ChannelKeysGone(channel.number, event.spi_in))
+
+    def _rekey_channel(self, number: int) -> None:
+        """Replace the keys of a channel, all of them: which one was used so much, the peer may see alike."""
+        for (port_number, _), channel in self._channels.items():
+            if channel.number == number and (port := self._ports.get(port_number)) is not None:
+                for sa in channel.connections:
+                    port.endpoint.rekey_child(sa, self._loop.time())
+                port.pump()
+
     def _closed(self, port: _Port, event: ike.Closed, now: float) -> None:
         assert self._adjacency is not None
         peer = (port.number, event.address)
         channel = self._channels.get(peer)
         if channel is not None and (connection := channel.connections.pop(event.sa, None)) is not None:
             if channel.connections:
-                self.send(m.ChannelKeysGone(channel.number, connection.spi_in))
+                for spi_in in sorted(connection.spis_in):
+                    self.send(m.ChannelKeysGone(channel.number, spi_in))
             else:
                 self._end_channel(peer, event.reason)
         self._adjacency.closed(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from minerva.core.errors import UsageError
+from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME
 
 DEFAULT_FILE = Path("/etc/minerva/minerva.toml")
 
@@ -44,6 +45,16 @@ class Rpl:
 
 
 @dataclass(frozen=True, slots=True)
+class Ike:
+    """The secure channels. Lifetimes are in seconds; the keys are replaced without an interruption."""
+
+    ike_lifetime: int = IKE_LIFETIME
+    """How long an IKE SA, by which two neighbours negotiate keys, is used before it is rekeyed."""
+    child_lifetime: int = CHILD_LIFETIME
+    """How long the keys of the packets themselves are used before they are replaced."""
+
+
+@dataclass(frozen=True, slots=True)
 class Debug:
     """For the workbench; none of it belongs into a network that carries anything."""
 
@@ -58,6 +69,7 @@ class Config:
     ports: Ports = field(default_factory=Ports)
     acp: Acp = field(default_factory=Acp)
     rpl: Rpl = field(default_factory=Rpl)
+    ike: Ike = field(default_factory=Ike)
     debug: Debug = field(default_factory=Debug)
     name: str = ""
     """What this machine is called in the inventory; without one, by its host name."""
@@ -66,6 +78,7 @@ class Config:
 
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_INTERFACE_NAME = 15
+_LIFETIMES = range(2, 86_400 + 1)  # of keys, in seconds: twice the overlap of old and new, and a day
 
 
 def _build(cls: Any, value: object, where: str) -> Any:
@@ -107,6 +120,11 @@ def parse(text: str, source: str) -> Config:
     name = config.acp.interface
     if not 0 < len(name) <= _MAX_INTERFACE_NAME or "/" in name or name.split() != [name]:
         raise UsageError(f"{source}: acp.interface {name!r} cannot be the name of an interface")
+    for setting, seconds in dataclasses.asdict(config.ike).items():
+        if seconds not in _LIFETIMES:
+            raise UsageError(
+                f"{source}: ike.{setting} must be {_LIFETIMES.start} to {_LIFETIMES.stop - 1} seconds"
+            )
     return config
 
 

@@ -19,9 +19,11 @@ from minerva.connect.messages import (
     ChannelFault,
     ChannelKeys,
     ChannelKeysGone,
+    ChannelRekey,
     Traffic,
 )
-from minerva.esp.sa import ChannelSAs, InboundSA, OutboundSA
+from minerva.esp.packet import spi_of
+from minerva.esp.sa import LAST_SEQUENCE, ChannelSAs, InboundSA, OutboundSA
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,10 @@ _BATCH = 32
 
 _MAX_PACKET = 65_535
 _TRAFFIC_SECONDS = 1.0
+
+_SETTLE_SECONDS = 0.1
+"""How long to go on sending under the old keys when there are new ones. The peer's IKE knows these, but they
+are still on their way to its data plane."""
 
 
 class _Channel:
@@ -42,7 +48,10 @@ class _Channel:
         self._loop = loop
         self._tun = tun
         self._esp = socket.socket(fileno=esp)
-        self._outbound: dict[int, OutboundSA] = {}  # by the SPI of the inbound SA of the same pair
+        # By the SPI of the inbound SA of the same pair; those that the peer may not have yet wait.
+        self._outbound: dict[int, OutboundSA] = {}
+        self._waiting: dict[int, OutboundSA] = {}
+        self._rekeying: int | None = None  # the SPI of the outbound SA for whose successor we have asked
         self.sas = ChannelSAs()
         self.heard = False  # since the last report
         self.fault: str | None = None  # why the channel cannot go on, until it is reported
@@ -52,17 +61,33 @@ class _Channel:
         loop.add_reader(self._esp, self._from_wire)
 
     def add_keys(self, keys: ChannelKeys) -> None:
-        """Receive and, from now on, send with a further pair of SAs."""
+        """Receive with a further pair of SAs; send with it soon, or when the peer shows that it has it."""
         self.sas.add_inbound(InboundSA(keys.spi_in, keys.key_in))
-        self._outbound[keys.spi_in] = OutboundSA(keys.spi_out, keys.key_out)
-        self.sas.set_outbound(self._outbound[keys.spi_in])
+        self._waiting[keys.spi_in] = OutboundSA(keys.spi_out, keys.key_out)
+        self._choose_outbound()
+        if keys.send:
+            self._loop.call_later(_SETTLE_SECONDS, self._send_with, keys.spi_in)
         self.fault, self._fault_reported = None, False
 
     def remove_keys(self, spi_in: int) -> None:
-        """Forget a pair of SAs; of those left, the newest is for sending."""
+        """Forget a pair of SAs."""
         self.sas.remove_inbound(spi_in)
         self._outbound.pop(spi_in, None)
+        self._waiting.pop(spi_in, None)
+        self._choose_outbound()
+
+    def _choose_outbound(self) -> None:
+        """Send with the newest of the pairs that may be; if there is none, with the oldest that waits."""
+        if not self._outbound and self._waiting:
+            spi_in = next(iter(self._waiting))
+            self._outbound[spi_in] = self._waiting.pop(spi_in)
         self.sas.set_outbound(next(reversed(self._outbound.values()), None))
+
+    def _send_with(self, spi_in: int | None) -> None:
+        """Let a pair be for sending that waits for it, and is still there."""
+        if spi_in in self._waiting:
+            self._outbound[spi_in] = self._waiting.pop(spi_in)
+            self._choose_outbound()
 
     def _from_acp(self) -> None:
         tun, seal, send, size = self._tun, self.sas.seal, self._esp.send, self._mtu + 1
@@ -98,6 +123,8 @@ class _Channel:
             if packet is None:
                 continue
             self.heard = True
+            if self._waiting:
+                self._send_with(spi_of(sealed))  # the peer has it
             try:
                 os.write(tun, packet)
             except BlockingIOError:
@@ -116,12 +143,20 @@ class _Channel:
     def take_fault(self) -> str | None:
         """Return, once, why the channel needs fresh keys or a fresh interface, if it does."""
         outbound = self.sas.outbound
-        if outbound is not None and outbound.rekey_due:
-            self.fault = "its sequence numbers are nearly used up"
+        if outbound is not None and outbound.packets >= LAST_SEQUENCE:
+            self.fault = "its sequence numbers are used up"
         if self.fault is None or self._fault_reported:
             return None
         self._fault_reported = True
         return self.fault
+
+    def take_rekey(self) -> bool:
+        """Return, once for each pair of SAs, whether it is time to replace it, by what was sent."""
+        outbound = self.sas.outbound
+        if outbound is None or not outbound.rekey_due or outbound.spi == self._rekeying:
+            return False
+        self._rekeying = outbound.spi
+        return True
 
     def close(self) -> None:
         """Stop, and close both descriptors; the interface goes with them."""
@@ -186,6 +221,8 @@ class DataPlane(Child):
                 heard.append(channel.number)
             if (fault := channel.take_fault()) is not None:
                 self.send(ChannelFault(channel.number, fault))
+            elif channel.take_rekey():
+                self.send(ChannelRekey(channel.number))
         if heard:
             self.send(Traffic(tuple(heard)))
 

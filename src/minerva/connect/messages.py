@@ -96,10 +96,15 @@ class SignReply(Message):
 @message(20)
 @dataclass(frozen=True, slots=True)
 class AbutmentStart(Message):
-    """S → A: begin; number channels and requests above ``first``; with ``key_log`` report session keys."""
+    """S → A: begin; number channels and requests above ``first``; with ``key_log`` report session keys.
+
+    The lifetimes of IKE SAs and child SAs are in seconds.
+    """
 
     first: int
     key_log: bool
+    ike_lifetime: int
+    child_lifetime: int
 
 
 @message(21)
@@ -123,7 +128,10 @@ class PortDown(Message):
 @message(23)
 @dataclass(frozen=True, slots=True)
 class ChannelKeys(Message):
-    """A → S → D: a channel has a (further) pair of child SAs; the newest is for sending.
+    """A → S → D: a channel has a (further) pair of child SAs; the newest that may be is for sending.
+
+    With ``send`` it may be at once. Without, the peer may not have it yet, and it may be as soon as a packet
+    has come in on it, or no other is left (RFC 7296 section 2.8); it is for receiving in any case.
 
     Keys are 32 bytes of AES-256 and 4 of salt. A channel is what connects one port with one peer's
     link-local address; it begins with its first pair and ends with its last.
@@ -134,6 +142,7 @@ class ChannelKeys(Message):
     spi_out: int
     key_in: Secret
     key_out: Secret
+    send: bool
 
 
 @message(24)
@@ -234,6 +243,14 @@ class ChannelFault(Message):
 
     channel: int
     reason: str
+
+
+@message(43)
+@dataclass(frozen=True, slots=True)
+class ChannelRekey(Message):
+    """D → S → A: the channel has sent so much under its keys that it is time to replace them."""
+
+    channel: int
 
 
 # --- plane -------------------------------------------------------------------------------------------------

@@ -298,7 +298,10 @@ class Supervisor:
         abutment = self._children["abutment"]
         abutment.send(self._identity_message())
         first = self._abutment_generation * _NUMBERS_PER_ABUTMENT
-        abutment.send(m.AbutmentStart(first, key_log=bool(self._config.debug.key_log)))
+        ike = self._config.ike
+        abutment.send(
+            m.AbutmentStart(first, bool(self._config.debug.key_log), ike.ike_lifetime, ike.child_lifetime)
+        )
         for port in self._ports.ports.values():
             if port.announced:
                 self._port_up(port)
@@ -421,7 +424,7 @@ class Supervisor:
     # --- data plane ------------------------------------------------------------------------------------
 
     def _from_data_plane(self, message: Message) -> bool:
-        if not isinstance(message, m.Traffic | m.ChannelFault):
+        if not isinstance(message, m.Traffic | m.ChannelFault | m.ChannelRekey):
             return False
         self._children["abutment"].send(message)
         return True

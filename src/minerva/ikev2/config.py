@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from minerva.ikev2.constants import DhGroup, PrfId
 
+IKE_LIFETIME, CHILD_LIFETIME = 4 * 3600, 3600
+"""How long an IKE SA and a child SA are used before they are rekeyed, in seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Retransmission:
@@ -60,10 +63,10 @@ class Config:
     closing: Retransmission = Retransmission(give_up=3.0)
     """For the Delete of an SA; a peer that does not confirm it will find out by itself."""
 
-    ike_lifetime: float = 4 * 3600.0
+    ike_lifetime: float = IKE_LIFETIME
     """How long an IKE SA is used before it is rekeyed."""
 
-    child_lifetime: float = 3600.0
+    child_lifetime: float = CHILD_LIFETIME
     """How long a child SA is used before it is rekeyed. (Its owner may want it earlier: by packets.)"""
 
     rekey_jitter: float = 0.2
