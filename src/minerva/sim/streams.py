@@ -111,9 +111,11 @@ class StreamNetwork:
                     self._close(node.ends.get(action.connection))
         while (event := node.core.next_event()) is not None:
             node.events.append((self.simulator.now, event))
-        if node.timer is not None:
-            node.timer.cancel()
         when = node.core.next_timer()
+        if node.timer is not None:
+            if node.timer.when == when:
+                return
+            node.timer.cancel()
         node.timer = None if when is None else self.simulator.call_at(when, lambda: self._expire(node))
 
     def _expire(self, node: StreamNode) -> None:
