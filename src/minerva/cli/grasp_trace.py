@@ -143,11 +143,11 @@ def _show(found: Iterable[_Seen], wanted: _Filter, count: int | None, as_json: b
 def _live(run_dir: Path) -> Generator[_Seen, None, None]:
     from minerva.asa import blocking
     from minerva.asa.protocol import API_SOCKET
-    from minerva.cli.grasp_common import one_sentence
+    from minerva.cli.grasp_common import GraspCommandError, one_sentence
 
     with one_sentence(), blocking.Grasp.connect(run_dir / API_SOCKET) as grasp:
         yield from map(_recorded, grasp.trace())
-        click.echo("minerva: the node has ended the connection", err=True)
+    raise GraspCommandError("the node has ended the connection")
 
 
 def _recorded(record: TraceRecord) -> _Seen:
