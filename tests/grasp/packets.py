@@ -14,7 +14,7 @@ ONE, OTHER, ALL = IPv6Address("fe80::1"), IPv6Address("fe80::2"), IPv6Address("f
 V4_ONE, V4_OTHER = IPv4Address("192.0.2.1"), IPv4Address("192.0.2.2")
 
 RAW, ETHERNET, SLL, SLL2 = 101, 1, 113, 276
-SYN, ACK, FIN = 2, 16, 1
+FIN, SYN, RST, ACK = 1, 2, 4, 16
 
 
 def ipv6(payload: bytes, header: int, source: IPv6Address = ONE, destination: IPv6Address = OTHER) -> bytes:

@@ -45,6 +45,7 @@ from .packets import (
     ONE,
     OTHER,
     RAW,
+    RST,
     SLL,
     SLL2,
     SYN,
@@ -119,10 +120,7 @@ def conversations(fixtures: Path) -> dict[str, list[CapturedMessage]]:
 def test_every_message_of_another_implementation(
     fixtures: Path, conversations: dict[str, list[CapturedMessage]]
 ) -> None:
-    """Those that a third party has found are found, from and to the same ends, on dynamic ports too.
-
-    covers: G2.8.4-2
-    """
+    """Those that a third party has found are found, from and to the same ends, on dynamic ports too."""
     for line in (fixtures / "grasp-peer" / "messages.jsonl").read_text().splitlines():
         expected: dict[str, Any] = json.loads(line)
         (captured, *_) = [
@@ -608,6 +606,27 @@ def test_a_capture_that_begins_in_the_middle() -> None:
     found = list(capture.read([pcap(packets)]))
     assert messages(found) == APPENDIX_A
     assert notes(found) == []
+    assert capture.counts.gaps == 0
+
+
+def test_segments_without_data() -> None:
+    """Acknowledgments and resets change nothing, not even those with numbers from elsewhere."""
+    stream = FLOOD.encode()
+    packets = [
+        segment(900, b""),
+        segment(0, b"", SYN),
+        segment(1, stream[:30]),
+        segment(0, b"", RST),
+        segment(1 << 31, b"", RST | ACK),
+        segment(31, b""),
+        # A probe of a closed window: the byte before, again (RFC 9293 section 3.8.4).
+        segment(30, b"\0"),
+        segment(31, stream[30:]),
+        segment(1 + len(stream), b"", FIN),
+    ]
+    capture = GraspCapture()
+    assert messages(hear(capture, raw(*packets))) == [FLOOD]
+    assert capture.finish() == []
     assert capture.counts.gaps == 0
 
 

@@ -112,6 +112,70 @@ def test_messages_of_another_implementation(fixtures: Path) -> None:
         assert "error" not in as_json
 
 
+_LL = "h'fe80000000000000c0011001feef0000'"
+_EST = "h'fd89b714f3db00000200000064000001'"
+_HOST = "h'20010db8f000baaa28ccdc4c97036781'"
+
+# As RFC 8994 (figures 6 and 4) and RFC 8990 (appendix A) print them, the former with a comma that is missing.
+_AN_ACP = [
+    f'[["AN_ACP", 4, 1, "IKEv2"], [103, {_LL}, 17, 15000]],'
+    f' [["AN_ACP", 4, 1, "DTLS"], [103, {_LL}, 17, 17000]]',
+    '[["AN_ACP", 4, 1, "IKEv2"], []]',
+    f'[["AN_ACP", 4, 1, "IKEv2"], [103, {_LL}, 17, 500]]',
+    f'[["AN_ACP", 4, 1, [["IKEv2"]]], [103, {_LL}, 17, 500]]',
+    f'[["AN_ACP", 4, 1, [["IKEv2", {{"x": 1}}], "ext1"]], [103, {_LL}, 17, 500]]',
+]
+_SRV_EST = [
+    f'[["SRV.est", 4, 255], [103, {_EST}, 6, 443]]',
+    f'[["SRV.est", 4, 255, null], [103, {_EST}, 6, 443]]',
+]
+_APPENDIX_A = [
+    f'[1, 13948744, {_HOST}, ["EX1", 5, 2, 0]]',
+    f"[2, 13948744, {_HOST}, 60000, [103, h'20010db8f000baaaf000baaaf000baaa', 6, 49443]]",
+    f'[9, 3504974, {_HOST}, 10000, [["EX1", 5, 2, ["Example 1 value=", 100]], []]]',
+    '[4, 4038926, ["EX2", 5, 5, 0]]',
+    '[8, 4038926, ["EX2", 5, 5, ["Example 2 value=", 200]]]',
+    '[3, 802813, ["EX3", 3, 6, ["NZD", 47]]]',
+    "[6, 802813, [101]]",
+    '[3, 13767778, ["EX3", 3, 6, ["NZD", 410]]]',
+    '[5, 13767778, ["EX3", 3, 6, ["NZD", 80]]]',
+    '[5, 13767778, ["EX3", 3, 5, ["NZD", 307]]]',
+    "[7, 13767778, 34965]",
+    '[5, 13767778, ["EX3", 3, 4, ["NZD", 120]]]',
+    '[5, 13767778, ["EX3", 3, 3, ["NZD", 246]]]',
+    '[6, 13767778, [102, "Insufficient funds"]]',
+]
+
+
+def test_examples_as_they_are_printed(vectors: Any) -> None:
+    """All examples of both RFCs in the notation in which they stand there."""
+    printed = [f"[9, 12340815, {_LL}, 210000, {entries}]" for entries in _AN_ACP]
+    printed += [f"[9, 12340815, {_EST}, 210000, {entries}]" for entries in _SRV_EST]
+    found = [bytes.fromhex(example["hex"]) for example in vectors["grasp_acp"]]
+    assert [diagnostic(cbor.loads(data)) for data in found] == printed
+    found = [bytes.fromhex(example) for example in vectors["grasp_rfc8990_appA"]]
+    assert [diagnostic(cbor.loads(data)) for data in found] == _APPENDIX_A
+
+
+def test_the_registrar_of_rfc8995() -> None:
+    """The flood by which a registrar tells of itself, decoded, shown, and the same bytes again."""
+    address = IPv6Address("fda3:79a6:f6ee::200:0:6400:1")
+    data = cbor.dumps(
+        [
+            9,
+            51804321,
+            address.packed,
+            180000,
+            [["AN_join_registrar", 4, 255, "EST-TLS"], [103, address.packed, 6, 8443]],
+        ]
+    )
+    assert decode(data).encode() == data
+    assert message_text(data) == (
+        f"M_FLOOD session 51804321 initiator {address} ttl 180 s"
+        f' AN_join_registrar (SYNCH, loop 255) = "EST-TLS" at tcp [{address}]:8443'
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "line"),
     [

@@ -130,10 +130,12 @@ class Reassembly:
         return not -_FAR < self._distance(segment.sequence) < _FAR
 
     def receive(self, segment: Segment, time_ns: int) -> Iterator[bytes | None]:
-        """Take a segment and yield what can now be delivered; ``None`` is where bytes are missing."""
-        sequence = segment.sequence
-        if segment.flags & TcpFlag.SYN:
-            sequence += 1
+        """Take a segment with data, or the first, and yield what can now be delivered.
+
+        ``None`` is where bytes are missing.
+        """
+        is_first = bool(segment.flags & TcpFlag.SYN)
+        sequence = segment.sequence + is_first
         if self._start is None:
             self._start = sequence % (1 << 32)
         distance = self._distance(sequence)
@@ -362,6 +364,9 @@ class GraspCapture:
         return [CapturedMessage(packet.time_ns, flow, datagram.data, message, packet.outgoing)]
 
     def _segment(self, flow: Flow, segment: Segment, packet: Packet) -> Iterator[Captured]:
+        if not segment.data and not segment.flags & TcpFlag.SYN:
+            # Tells nothing new. A reset may even have numbers that are none of the connection's.
+            return
         direction = self._streams.pop(flow, None)
         if direction is not None and direction.reassembly.is_of_another_connection(segment):
             self._held -= direction.reassembly.held_size

@@ -74,7 +74,8 @@ class CaptureReader:
     def feed(self, data: bytes) -> Iterator[Packet]:
         """Take the next bytes of the file and yield the packets that are now complete.
 
-        Raises :class:`CaptureError` where no more packets can be found.
+        Raises :class:`CaptureError` where no more packets can be found. Goes no further than it is asked to:
+        take all of them before there are more bytes.
         """
         self._buffer += data
         while (packets := self._next()) is not None:
