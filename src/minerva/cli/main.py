@@ -10,6 +10,9 @@ import click
 
 from minerva import __version__
 from minerva.core.errors import MinervaError, UsageError
+from minerva.core.text import visible
+
+_MAX_ERROR = 2000
 
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
@@ -52,8 +55,10 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         return cli.main(args=arguments, prog_name="minerva")
     except UsageError as error:
-        click.echo(f"minerva: {error}", err=True)
+        # What it quotes may be from the network.
+        click.echo(f"minerva: {visible(str(error), _MAX_ERROR)}", err=True)
         sys.exit(2)
     except MinervaError as error:
-        click.echo(f"minerva: {error}", err=True)
+        # What it quotes may be from the network.
+        click.echo(f"minerva: {visible(str(error), _MAX_ERROR)}", err=True)
         sys.exit(1)
