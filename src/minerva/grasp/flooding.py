@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv6Address
 from itertools import islice
+from math import inf
 from typing import TypeAlias, TypeVar
 
 from minerva.core.rate import TokenBucket
@@ -56,7 +57,7 @@ INITIATOR_RATE, INITIATOR_BURST = 10, MAX_ENTRIES_PER_INITIATOR
 REPLAY_BATCH, REPLAY_INTERVAL = 50, 0.25
 """How many floods a neighbour that has come up is told at once, and how often; below what it may bring in."""
 
-_SWEEP_SECONDS = 10.0
+_SWEEP_SECONDS = 10.0  # at the least, from one sweep to the next
 _EVICTED_AT_ONCE = MAX_ENTRIES // 20
 
 _Initiator: TypeAlias = IPv4Address | IPv6Address
@@ -184,9 +185,8 @@ class Flooding:
         if len(self._seen) >= MAX_SEEN:
             del self._seen[next(iter(self._seen))]
         lifetime = ttl / 1000 if ttl else SEEN_LONGEST
-        self._seen[key] = now + min(max(lifetime, SEEN_SECONDS), SEEN_LONGEST)
-        if self._sweep_at is None:
-            self._sweep_at = now + _SWEEP_SECONDS
+        until = self._seen[key] = now + min(max(lifetime, SEEN_SECONDS), SEEN_LONGEST)
+        self._sweep_at = until if self._sweep_at is None else min(self._sweep_at, until)
 
     def _relay(self, flood: Flood, loop_count: int, came_by: int) -> None:
         if loop_count < 1:
@@ -200,7 +200,7 @@ class Flooding:
     # --- cache -----------------------------------------------------------------------------------------
 
     def _store(self, flood: Flood, interface: int | None, loop_count: int, now: float) -> None:
-        expires = now + flood.ttl / 1000 if flood.ttl else float("inf")
+        expires = now + flood.ttl / 1000 if flood.ttl else inf
         key = (flood.session_id, flood.initiator)
         for entry in flood.entries:
             name, locator = entry.objective.name, entry.locator
@@ -290,7 +290,7 @@ class Flooding:
         if not copies or copies[0].loop_count < 1 or key[1].is_link_local:
             return
         expires = copies[0].expires
-        ttl = 0 if expires == float("inf") else max(1, int((expires - now) * 1000))
+        ttl = 0 if expires == inf else max(1, int((expires - now) * 1000))
         entries = tuple(FloodEntry(copy.objective, copy.locator) for copy in copies)
         flood = _with_loop_count(Flood(key[0], key[1], ttl, entries), copies[0].loop_count)
         self._send(interface, flood.encode())
@@ -311,7 +311,9 @@ class Flooding:
         for copy in [c for copies in self._cache.values() for c in copies.values() if c.expires <= now]:
             self.forget(copy.objective.name, copy.locator)
         self._seen = {key: until for key, until in self._seen.items() if until > now}
-        self._sweep_at = now + _SWEEP_SECONDS if self._entries or self._seen else None
+        ends = [copy.expires for copies in self._cache.values() for copy in copies.values()]
+        next_end = min(*ends, *self._seen.values(), inf, inf)
+        self._sweep_at = None if next_end == inf else max(next_end, now + _SWEEP_SECONDS)
 
 
 def _count_down(counter: Counter[_Key], key: _Key) -> None:

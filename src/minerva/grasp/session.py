@@ -72,7 +72,7 @@ NEXT: dict[tuple[State, Step], State] = {
 }
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Session:
     """One negotiation or synchronization. ``token`` names the ASA's call that waits for it, if one does."""
 

@@ -228,7 +228,7 @@ class Sessions:
     def of_asa(self, asa: Asa, session_id: int) -> Session:
         """Return the session with that number whose turn it is with ``asa``, or any of its sessions."""
         ours = [self._sessions.get((session_id, initiated)) for initiated in (True, False)]
-        mine = [session for session in ours if session is not None and session.asa is asa]
+        mine = [item for item in ours if item is not None and item.asa is asa and not self._is_queued(item)]
         if not mine:
             code, reason = self._epitaphs.pop((asa.handle, session_id), (ErrorCode.noSession, ""))
             raise AsaError(code, reason)
@@ -535,14 +535,20 @@ class Sessions:
 
     def _leave_queue(self, session: Session) -> None:
         """Let a session that has ended wait for its ASA no longer."""
-        if session.initiated or session.asa is None:
-            return
-        key = (session.asa.handle, session.objective.name)
-        waiting = self._waiting.get(key)
-        if waiting is not None and session in waiting:
-            waiting.remove(session)
-            if not waiting:
+        if self._is_queued(session):
+            key = self._key(session)
+            self._waiting[key].remove(session)
+            if not self._waiting[key]:
                 del self._waiting[key]
+
+    def _is_queued(self, session: Session) -> bool:
+        """Return whether a session waits for its ASA, which does not know of it yet."""
+        return session.asa is not None and session in self._waiting.get(self._key(session), ())
+
+    @staticmethod
+    def _key(session: Session) -> tuple[int, str]:
+        assert session.asa is not None
+        return session.asa.handle, session.objective.name
 
     def _bury(self, asa: Asa, session_id: int, code: ErrorCode, reason: str) -> None:
         """Keep, for the ASA's next call, why a session ended while no call of it was waiting."""
