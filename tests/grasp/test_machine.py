@@ -27,7 +27,7 @@ from minerva.grasp.messages import (
     Wait,
 )
 from minerva.grasp.options import Divert, IPv6Locator, Objective
-from minerva.grasp.session import State
+from minerva.grasp.session import Session, State
 from tests.grasp.network import F_NEG, F_SYNCH, Asa, Call, Network, address, objective
 from tests.grasp.wire import OURS, Wire, locator, neighbour
 
@@ -117,6 +117,34 @@ class Engines(RuleBasedStateMachine):
         where = None if peer is None else AsaLocator(locator(peer))
         self._call(node, "request_negotiate", objective("EX1", F_NEG, value, loops), where, timeout)
 
+    @rule(node=NODES, peer=NODES, value=VALUES, loops=st.integers(1, 5))
+    def begin(self, node: int, peer: int, value: Any, loops: int) -> None:
+        """Begin a negotiation that has every chance."""
+        self._call(peer, "listen_negotiate", NEG)
+        self.request(node, peer, value, loops, 0)
+        self.network.run(0.02)
+
+    @rule(data=st.data(), value=VALUES, how=st.sampled_from(["step", "step", "step", "wait", "end"]))
+    def move(self, data: st.DataObject, value: Any, how: str) -> None:
+        """Let an ASA whose turn it is take it."""
+        turns = [
+            (node, session.session_id)
+            for node in range(3)
+            for session in self.network.nodes[node].core._sessions._sessions.values()
+            if session.state is State.TURN and not self._is_queued(node, session)
+        ]
+        if not turns:
+            return
+        node, session = data.draw(st.sampled_from(turns))
+        if how == "step":
+            call = self._call(node, "negotiate_step", session, objective("EX1", F_NEG, value), 0)
+            assert call.code in (None, ErrorCode.loopExhausted, ErrorCode.ok)
+        elif how == "wait":
+            assert self._call(node, "negotiate_wait", session, 5000).code is ErrorCode.ok
+        else:
+            assert self._call(node, "end_negotiate", session, True, None).code is ErrorCode.ok
+        self.network.run(data.draw(st.sampled_from([0.0, 0.0005, 0.01])))
+
     @rule(node=NODES)
     def listen(self, node: int) -> None:
         """Listen for negotiations."""
@@ -187,11 +215,14 @@ class Engines(RuleBasedStateMachine):
         self.calls = [item for item in self.calls if item[1]._key[0] != node + 1 or item[1].answer]
         self.asas[node] = self._asa(node)
 
+    def _is_queued(self, node: int, session: Session) -> bool:
+        return self.network.nodes[node].core._sessions._is_queued(session)
+
     def _state(self, node: int, session: int) -> State | None:
         found = [
             item
             for (number, _), item in self.network.nodes[node].core._sessions._sessions.items()
-            if number == session
+            if number == session and not self._is_queued(node, item)
         ]
         states = {item.state for item in found}
         return State.TURN if State.TURN in states else next(iter(states), None)
@@ -269,7 +300,7 @@ class Engines(RuleBasedStateMachine):
 
 TestEngines = Engines.TestCase
 TestEngines.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=200, stateful_step_count=50, deadline=None, suppress_health_check=list(HealthCheck)
 )
 
 
