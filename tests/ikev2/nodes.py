@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import IPv6Address
 from typing import Any, TypeVar
@@ -166,15 +166,22 @@ MEMBER_B = party(2)
 
 @dataclass
 class Hand:
-    """A node driven by hand: nothing moves but what the test moves. The signer answers at once."""
+    """A node driven by hand: nothing moves but what the test moves. The signer answers at once.
+
+    Every message is one datagram, unless ``fragments`` are wanted.
+    """
 
     who: Party
     address: IPv6Address
     config: Config | None = None
     seed: int = 0
+    fragments: bool = False
 
     def __post_init__(self) -> None:
-        self.endpoint = endpoint(self.who, self.address, self.config, self.seed)
+        config = self.config or Config()
+        if not self.fragments:
+            config = replace(config, max_datagram=None)
+        self.endpoint = endpoint(self.who, self.address, config, self.seed)
         self.events: list[Any] = []
 
     def out(self, now: float = 0.0) -> list[Datagram]:

@@ -489,15 +489,15 @@ def change_request(monkeypatch: pytest.MonkeyPatch, hand: Hand, change: Any) -> 
     """Have ``hand`` send what ``change`` makes of the payloads of each message that it encrypts."""
     from minerva.ikev2 import message
 
-    genuine: Any = message.Protection.seal
+    genuine: Any = message.Protection.seal_all
 
-    def seal(self: Any, header: Header, payloads: Sequence[Payload]) -> bytes:
+    def seal_all(self: Any, header: Header, payloads: Sequence[Payload]) -> tuple[bytes, ...]:
         sa = next(iter(hand.endpoint._sas.values()), None)
         spis = (sa._spi_i, sa.spi) if sa is not None else ()
         mine = header.spi_i in spis and header.from_initiator
-        return bytes(genuine(self, header, change(tuple(payloads)) if mine else payloads))
+        return tuple(genuine(self, header, change(tuple(payloads)) if mine else payloads))
 
-    monkeypatch.setattr(message.Protection, "seal", seal)
+    monkeypatch.setattr(message.Protection, "seal_all", seal_all)
 
 
 def without(kind: type[Any]) -> Any:

@@ -212,7 +212,7 @@ def test_answers_with_the_same_keys_never_seal_twice_under_one_iv() -> None:
     assert len(a.of(SignatureNeeded)) == 1
     (candidate,) = a.endpoint._sas[1]._candidates  # type: ignore[attr-defined]
     assert len(candidate.peer_messages) == 4
-    (answer,) = b.take(candidate.request.data, A)
+    (answer,) = b.take(candidate.request.data[0], A)
     a.take(answer, B)
     check_match(a.of(Established)[0], b.of(Established)[0])
 

@@ -318,7 +318,7 @@ def test_the_impossible_is_reported() -> None:
 
 
 def test_retransmission_schedule() -> None:
-    request = Request(b"", 37, 0, Retransmission(0.5, 1.8, 10.0), 100.0)
+    request = Request((b"",), 37, 0, Retransmission(0.5, 1.8, 10.0), 100.0)
     times = []
     while not request.is_dead(now := request.next_timer()):
         assert request.take_due(now)

@@ -95,7 +95,7 @@ def values(tree: Any, key: str) -> list[str]:
 )
 def test_tshark_reads_a_handshake(tmp_path: Path, group: DhGroup, prf: PrfId) -> None:
     """covers: 6.8.2-2, 6.8.3.1-3, 6.8.3.1.2-2, 6.8.3.1.2-5, 6.8.3.1.2-6"""
-    config = Config(groups=(group,), prfs=(prf,), keylog=True)
+    config = Config(groups=(group,), prfs=(prf,), keylog=True, max_datagram=None)
     net = Net(config_a=config, config_b=config)
     net.handshake()
     net.run(4)

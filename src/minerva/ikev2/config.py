@@ -42,6 +42,11 @@ class Config:
     keylog: bool = False
     """Whether ``KeyLog`` events tell the keys of IKE SAs, for decryption of captured packets."""
 
+    max_datagram: int | None = 1232
+    """The longest message in one piece, in bytes; longer ones are sent in fragments (RFC 7383) to peers that
+    can put them together again. This one fits into a packet of 1,280 bytes, which every IPv6 link carries;
+    the kernel's own fragments are what many filters drop. ``None``: do without."""
+
     handshake: Retransmission = Retransmission()
     """For IKE_SA_INIT and IKE_AUTH, each. RFC 7296 section 2.4 suggests minutes, for the Internet; here the
     peer is on the same link, and whoever asked for the SA tries again with a back-off of his own."""

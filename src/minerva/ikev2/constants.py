@@ -40,6 +40,11 @@ MAX_INIT_LENGTH = 8_192
 MAX_PAYLOADS = 64
 """How many payloads a message may have."""
 
+MAX_FRAGMENTS, MAX_FRAGMENTED_LENGTH = 64, 32_768
+"""How many fragments a message may come in, and how many bytes of payloads that may be. Far more than the
+longest chain of certificates that is accepted; what strangers can have us keep is this times the number of
+their half-open SAs."""
+
 MAX_PROPOSALS = 32
 """How many proposals an SA payload may have. The transforms of each are at most 255 by their count field."""
 
@@ -65,7 +70,7 @@ class Flag(IntFlag):
 
 
 class PayloadType(IntEnum):
-    """RFC 7296 section 3.2."""
+    """RFC 7296 section 3.2, and RFC 7383 section 2.5 for the last one."""
 
     NO_NEXT_PAYLOAD = 0
     SA = 33
@@ -84,6 +89,7 @@ class PayloadType(IntEnum):
     SK = 46
     CP = 47
     EAP = 48
+    SKF = 53
 
 
 class ProtocolId(IntEnum):
@@ -185,7 +191,7 @@ class TsType(IntEnum):
 
 
 class NotifyType(IntEnum):
-    """RFC 7296 section 3.10.1, and RFC 7427 section 4 for the last one."""
+    """RFC 7296 section 3.10.1; RFC 7383 section 2.3 and RFC 7427 section 4 for the last two."""
 
     UNSUPPORTED_CRITICAL_PAYLOAD = 1
     INVALID_IKE_SPI = 4
@@ -212,6 +218,7 @@ class NotifyType(IntEnum):
     COOKIE = 16390
     USE_TRANSPORT_MODE = 16391
     REKEY_SA = 16393
+    IKEV2_FRAGMENTATION_SUPPORTED = 16430
     SIGNATURE_HASH_ALGORITHMS = 16431
 
 

@@ -11,6 +11,7 @@ from minerva.ikev2.config import Retransmission
 class Request:
     """A request of ours that waits for its response. Times are in seconds of the monotonic clock.
 
+    ``data`` is the message in one datagram or several fragments.
     ``deadline`` is when the peer counts as dead; without it, ``schedule`` says when. ``closes`` marks a
     request whose response is the end of the SA. ``task`` is what the request is for, if its response tells
     more than that the peer lives.
@@ -32,7 +33,7 @@ class Request:
 
     def __init__(
         self,
-        data: bytes,
+        data: tuple[bytes, ...],
         exchange: int,
         message_id: int,
         schedule: Retransmission,
@@ -85,14 +86,15 @@ class Request:
 class Answer:
     """The newest request of the peer, and our response once there is one.
 
-    The request is kept as a hash: a repetition must be the same, bit for bit, or it is not one.
+    The request is kept as a hash: a repetition must be the same, bit for bit, or it is not one. Of a request
+    in fragments, the first one counts; for the others nothing is repeated.
     """
 
     exchange: int
     message_id: int
     digest: bytes
     port: int
-    response: bytes | None = None
+    response: tuple[bytes, ...] | None = None
 
 
 def digest(data: bytes) -> bytes:

@@ -50,7 +50,14 @@ from minerva.ikev2.events import (
     Transition,
 )
 from minerva.ikev2.exchange import Answer, Request, digest
-from minerva.ikev2.message import Header, Protection, decode_payloads, find_error, unsupported_critical
+from minerva.ikev2.message import (
+    Header,
+    Protection,
+    decode_payloads,
+    find_error,
+    find_notify,
+    unsupported_critical,
+)
 from minerva.ikev2.payloads import Delete, Notify, Payload
 from minerva.ikev2.proposals import Policy
 
@@ -249,8 +256,8 @@ class IkeSa:
         flags = (Flag.INITIATOR if self.initiator else 0) | (Flag.RESPONSE if response else 0)
         return Header(self._spi_i, self._spi_r, exchange, flags, message_id)
 
-    def _send(self, data: bytes, port: int) -> None:
-        self._context.datagrams.append(Datagram(data, self.address, port))
+    def _send(self, message: Sequence[bytes], port: int) -> None:
+        self._context.datagrams += [Datagram(data, self.address, port) for data in message]
 
     def _send_request(
         self,
@@ -265,7 +272,7 @@ class IkeSa:
         assert self._protection is not None
         header = self._header(exchange, self._next_request_id, response=False)
         self._next_request_id += 1
-        data = self._protection.seal(header, payloads)
+        data = self._protection.seal_all(header, payloads)
         self._request = Request(
             data, header.exchange, header.message_id, schedule, now, closes=closes, task=task
         )
@@ -301,7 +308,7 @@ class IkeSa:
             return
         self._last_heard = now
         try:
-            payloads = decode_payloads(*opened)
+            payloads = decode_payloads(*opened[:2])
             if (critical := unsupported_critical(payloads)) is not None:
                 raise IkeDecodeError(f"critical payload of type {critical}, which we do not know")
             self._request = None
@@ -356,9 +363,9 @@ class IkeSa:
         self._expected_request_id += 1
         self._last_heard = now
         self._visible = True
-        self._answer = Answer(header.exchange, header.message_id, digest(data), port)
+        self._answer = Answer(header.exchange, header.message_id, digest(opened[2]), port)
         try:
-            payloads = decode_payloads(*opened)
+            payloads = decode_payloads(*opened[:2])
             critical = unsupported_critical(payloads)
             if critical is None:
                 self._handle_request(header.exchange, payloads, now)
@@ -397,7 +404,7 @@ class IkeSa:
         assert answer is not None
         assert protection is not None
         header = self._header(answer.exchange, answer.message_id, response=True)
-        answer.response = protection.seal(header, payloads)
+        answer.response = protection.seal_all(header, payloads)
         self._send(answer.response, answer.port)
 
     def _refuse(self, error: IkePeerError, now: float) -> None:
@@ -443,9 +450,9 @@ class IkeSa:
 
     # --- states and reports --------------------------------------------------------------------------------
 
-    def _open(self, protection: Protection, header: Header, data: bytes) -> tuple[int, bytes] | None:
+    def _open(self, protection: Protection, header: Header, data: bytes) -> tuple[int, bytes, bytes] | None:
         try:
-            return protection.open(header, data)
+            return protection.open_any(header, data)
         except IkeCryptoError:
             self._context.counters["integrity check failed"] += 1
             return None
@@ -521,6 +528,15 @@ class IkeSa:
         """Give up a state that may only last for so long."""
         self._report(f"{self.state.value} for too long")
         self._end(now, linger=False)
+
+
+def max_datagram(config: Config, payloads: Sequence[Payload]) -> int | None:
+    """Return how long a datagram may be before it is sent in fragments, to a peer that sent ``payloads``.
+
+    ``None`` if not both can do that (RFC 7383 section 2.3).
+    """
+    supported = find_notify(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED) is not None
+    return config.max_datagram if supported else None
 
 
 def refusal(error: Notify) -> str:

@@ -39,7 +39,7 @@ from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import SignatureNeeded, State
 from minerva.ikev2.exchange import Request, digest
-from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, refusal
+from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, max_datagram, refusal
 from minerva.ikev2.message import (
     HEADER_LENGTH,
     Header,
@@ -94,11 +94,14 @@ class _Candidate:
     peer_messages: list[bytes]
     hash: HashAlgorithm
     deadline: float
+    max_datagram: int | None
     protection: Protection = field(init=False)
     request: Request | None = None
 
     def __post_init__(self) -> None:
-        self.protection = Protection(key_out=self.keys.sk_ei, key_in=self.keys.sk_er)
+        self.protection = Protection(
+            key_out=self.keys.sk_ei, key_in=self.keys.sk_er, max_datagram=self.max_datagram
+        )
 
     def next_timer(self) -> float:
         return self.deadline if self.request is None else self.request.next_timer()
@@ -140,6 +143,8 @@ class Initiator(RekeyingSa):
             Nonce(self._nonce_i),
             signature_hashes(HashAlgorithm),
         )
+        if self._context.config.max_datagram is not None:
+            payloads = (*payloads, Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
         if self._cookie is not None:
             payloads = (self._cookie, *payloads)
         message = encode_message(self._header(ExchangeType.IKE_SA_INIT, 0, response=False), payloads)
@@ -147,9 +152,9 @@ class Initiator(RekeyingSa):
         self._group = group
         schedule = self._context.config.handshake
         self._request = Request(
-            message, ExchangeType.IKE_SA_INIT, 0, schedule, now, deadline=self._init_deadline
+            (message,), ExchangeType.IKE_SA_INIT, 0, schedule, now, deadline=self._init_deadline
         )
-        self._send(message, self.port)
+        self._send((message,), self.port)
 
     def receive_init(self, header: Header, data: bytes, now: float) -> None:
         """Take an IKE_SA_INIT response with our SPI."""
@@ -252,6 +257,7 @@ class Initiator(RekeyingSa):
             peer_messages=[data],
             hash=hash_for(self._credentials, read_signature_hashes(payloads)),
             deadline=now + self._context.config.handshake.give_up,
+            max_datagram=max_datagram(self._context.config, payloads),
         )
 
     # --- the IKE_AUTH request ------------------------------------------------------------------------------
@@ -284,7 +290,7 @@ class Initiator(RekeyingSa):
     def _send_auth(self, candidate: _Candidate, signature: bytes, now: float) -> None:
         first = (Notify(NotifyType.INITIAL_CONTACT),) if self._context.is_first_contact(self) else ()
         header = Header(self._spi_i, candidate.spi_r, ExchangeType.IKE_AUTH, Flag.INITIATOR, _AUTH_MESSAGE_ID)
-        data = candidate.protection.seal(
+        data = candidate.protection.seal_all(
             header,
             (
                 self._credentials.id_i,
@@ -319,9 +325,9 @@ class Initiator(RekeyingSa):
                     self._handle_auth(candidate, opened, now)
                     return
 
-    def _handle_auth(self, candidate: _Candidate, opened: tuple[int, bytes], now: float) -> None:
+    def _handle_auth(self, candidate: _Candidate, opened: tuple[int, bytes, bytes], now: float) -> None:
         try:
-            payloads = decode_payloads(*opened)
+            payloads = decode_payloads(*opened[:2])
             if unsupported_critical(payloads) is not None:
                 raise IkeDecodeError("critical payload in a response")
             authentication = one(payloads, Authentication)
@@ -394,7 +400,7 @@ class Initiator(RekeyingSa):
                     _AUTH_MESSAGE_ID + 1,
                 )
                 self._context.counters["superfluous IKE SA deleted"] += 1
-                self._send(orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)), self.port)
+                self._send((orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)),), self.port)
                 return True
         return False
 

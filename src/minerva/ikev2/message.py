@@ -7,6 +7,13 @@ The encrypted payload is that of RFC 5282 for AES-GCM with an ICV of 16 bytes::
     plaintext = payloads | padding | Pad Length 8
 
 The additional data of the AEAD is everything before the IV, so the header is authenticated as well.
+
+A message that is too long for one packet goes as several (RFC 7383), each with a part of the payloads::
+
+    Next Payload 8 | C | RESERVED 7 | Payload Length 16 | Fragment Number 16 | Total Fragments 16 |
+    IV 64 | ciphertext | ICV 128
+
+Every fragment is authenticated before it is kept, so that nobody can spoil a message by a forged one.
 """
 
 from __future__ import annotations
@@ -21,6 +28,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from minerva.core.secret import Secret
 from minerva.ikev2.constants import (
+    MAX_FRAGMENTED_LENGTH,
+    MAX_FRAGMENTS,
     MAX_MESSAGE_LENGTH,
     MAX_PAYLOADS,
     VERSION,
@@ -36,6 +45,7 @@ HEADER_LENGTH = _HEADER.size
 """The length of the header, in bytes: 28."""
 
 _GENERIC = struct.Struct("!BBH")
+_FRAGMENT = struct.Struct("!HH")
 _CRITICAL = 0x80
 _IV_LENGTH, _ICV_LENGTH, _SALT_LENGTH = 8, 16, 4
 
@@ -133,7 +143,7 @@ def decode_payloads(first: int, data: bytes, start: int = 0, end: int | None = N
         following, bits, length = _GENERIC.unpack_from(data, position)
         if not _GENERIC.size <= length <= stop - position:
             raise IkeDecodeError(f"payload of type {kind}: length {length}, {stop - position} bytes left")
-        if kind == PayloadType.SK:
+        if kind in (PayloadType.SK, PayloadType.SKF):
             raise IkeDecodeError("an encrypted payload where none belongs")
         body = data[position + _GENERIC.size : position + length]
         decoder = DECODERS.get(kind)
@@ -197,40 +207,114 @@ def find_error(payloads: Iterable[Payload]) -> Notify | None:
     return None
 
 
+class _Reassembly:
+    """The fragments of one message, as far as they have come."""
+
+    def __init__(self, header: Header, total: int) -> None:
+        self.exchange, self.message_id, self.total = header.exchange, header.message_id, total
+        self.parts: dict[int, bytes] = {}
+        self.first_payload = int(PayloadType.NO_NEXT_PAYLOAD)
+        self.first_datagram = b""
+
+
 class Protection:
     """Seals and opens the messages of one IKE SA, with one key for each direction (RFC 5282).
 
-    Each key is 32 bytes of AES-256 and 4 of salt.
+    Each key is 32 bytes of AES-256 and 4 of salt. ``max_datagram`` is the longest message that is sent in
+    one piece; ``None`` if the peer cannot put fragments together.
     """
 
-    def __init__(self, key_out: Secret, key_in: Secret) -> None:
+    def __init__(self, key_out: Secret, key_in: Secret, *, max_datagram: int | None = None) -> None:
+        self.max_datagram = max_datagram
         self._salt_out, self._cipher_out = _split(key_out)
         self._salt_in, self._cipher_in = _split(key_in)
         # A counter can never repeat; RFC 5282 section 3.1 recommends it. The key is of this SA alone.
         self._sealed = 0
+        self._reassembly: dict[bool, _Reassembly] = {}  # the one of a request, the one of a response
 
     def seal(self, header: Header, payloads: Iterable[Payload]) -> bytes:
-        """Return the message with ``payloads`` in its encrypted payload."""
+        """Return the message with ``payloads`` in its encrypted payload, in one piece."""
         first, inner = encode_payloads(payloads)
+        return self._seal(header, PayloadType.SK, first, b"", inner)
+
+    def seal_all(self, header: Header, payloads: Iterable[Payload]) -> tuple[bytes, ...]:
+        """Return the message in as many datagrams as it takes."""
+        first, inner = encode_payloads(payloads)
+        overhead = HEADER_LENGTH + _GENERIC.size + _IV_LENGTH + 1 + _ICV_LENGTH
+        if self.max_datagram is None or overhead + len(inner) <= self.max_datagram:
+            return (self._seal(header, PayloadType.SK, first, b"", inner),)
+        room = self.max_datagram - overhead - _FRAGMENT.size
+        parts = [inner[start : start + room] for start in range(0, len(inner), room)]
+        return tuple(
+            self._seal(
+                header,
+                PayloadType.SKF,
+                first if number == 1 else PayloadType.NO_NEXT_PAYLOAD,
+                _FRAGMENT.pack(number, len(parts)),
+                part,
+            )
+            for number, part in enumerate(parts, 1)
+        )
+
+    def _seal(self, header: Header, kind: int, first: int, fragment: bytes, inner: bytes) -> bytes:
         plaintext = inner + b"\x00"  # no padding is needed, so the pad length is 0
         iv = self._sealed.to_bytes(_IV_LENGTH)
         self._sealed += 1
-        length = _GENERIC.size + _IV_LENGTH + len(plaintext) + _ICV_LENGTH
-        front = header.encode(PayloadType.SK, HEADER_LENGTH + length) + _GENERIC.pack(first, 0, length)
+        length = _GENERIC.size + len(fragment) + _IV_LENGTH + len(plaintext) + _ICV_LENGTH
+        front = header.encode(kind, HEADER_LENGTH + length) + _GENERIC.pack(first, 0, length) + fragment
         return front + iv + self._cipher_out.encrypt(self._salt_out + iv, plaintext, front)
 
     def open(self, header: Header, data: bytes) -> tuple[int, bytes]:
         """Return the type of the first payload inside the message ``data``, and the bytes of them all.
 
-        Raises :class:`IkeCryptoError` if it is not exactly what the peer sealed.
+        Raises :class:`IkeCryptoError` if it is not exactly what the peer sealed, in one piece.
         """
-        start = HEADER_LENGTH + _GENERIC.size + _IV_LENGTH
-        if header.next_payload != PayloadType.SK or len(data) < start + 1 + _ICV_LENGTH:
+        first, plaintext, _ = self._open(header, data, PayloadType.SK, 0)
+        return first, plaintext
+
+    def open_any(self, header: Header, data: bytes) -> tuple[int, bytes, bytes] | None:
+        """Return what :meth:`open` does, and the datagram by which a repetition is known.
+
+        That is the message itself, or its first fragment (RFC 7383 section 2.6.1). ``None`` if ``data`` is a
+        fragment and others are still missing. Raises :class:`IkeCryptoError`.
+        """
+        if header.next_payload != PayloadType.SKF:
+            return (*self.open(header, data), data)
+        if self.max_datagram is None:
+            raise IkeCryptoError("a fragment, although none were agreed upon")
+        first, part, fragment = self._open(header, data, PayloadType.SKF, _FRAGMENT.size)
+        number, total = _FRAGMENT.unpack(fragment)
+        if not 1 <= number <= total <= MAX_FRAGMENTS:
+            raise IkeCryptoError(f"fragment {number} of {total}")
+        known = self._reassembly.get(header.is_response)
+        if known is None or (known.message_id, known.exchange) != (header.message_id, header.exchange):
+            known = self._reassembly[header.is_response] = _Reassembly(header, total)
+        if total < known.total:
+            raise IkeCryptoError("a fragment of an earlier, coarser fragmentation")
+        if total > known.total:
+            # The peer tries smaller ones; those that have come are of no use any more.
+            known = self._reassembly[header.is_response] = _Reassembly(header, total)
+        if sum(map(len, known.parts.values())) + len(part) > MAX_FRAGMENTED_LENGTH:
+            raise IkeCryptoError(f"more than {MAX_FRAGMENTED_LENGTH} bytes in fragments")
+        known.parts.setdefault(number, part)
+        if number == 1:
+            known.first_payload, known.first_datagram = first, data
+        if len(known.parts) < total:
+            return None
+        del self._reassembly[header.is_response]
+        whole = b"".join(known.parts[number] for number in range(1, total + 1))
+        return known.first_payload, whole, known.first_datagram
+
+    def _open(self, header: Header, data: bytes, kind: int, extra: int) -> tuple[int, bytes, bytes]:
+        """Return the next payload, the plaintext, and the ``extra`` bytes before the IV."""
+        front_length = HEADER_LENGTH + _GENERIC.size + extra
+        start = front_length + _IV_LENGTH
+        if header.next_payload != kind or len(data) < start + 1 + _ICV_LENGTH:
             raise IkeCryptoError("no encrypted payload")
         first, _, length = _GENERIC.unpack_from(data, HEADER_LENGTH)
         if length != len(data) - HEADER_LENGTH:
             raise IkeCryptoError("the encrypted payload does not fill the message")
-        front, iv = data[: HEADER_LENGTH + _GENERIC.size], data[start - _IV_LENGTH : start]
+        front, iv = data[:front_length], data[front_length:start]
         try:
             plaintext = self._cipher_in.decrypt(self._salt_in + iv, data[start:], front)
         except InvalidTag:
@@ -238,7 +322,7 @@ class Protection:
         padding = plaintext[-1] + 1
         if padding > len(plaintext):
             raise IkeCryptoError("padding longer than the encrypted payload")
-        return first, plaintext[:-padding]
+        return first, plaintext[:-padding], front[front_length - extra :]
 
 
 def _split(key: Secret) -> tuple[bytes, AESGCM]:

@@ -18,7 +18,7 @@ from minerva.ikev2.credentials import authenticate_peer, describe_certificates, 
 from minerva.ikev2.crypto import IkeKeys, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkePeerError
 from minerva.ikev2.events import ChildKeys, SignatureNeeded, State
-from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input
+from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, max_datagram
 from minerva.ikev2.message import Header, Protection, encode_message, find_notify, one, required
 from minerva.ikev2.payloads import (
     Authentication,
@@ -80,6 +80,10 @@ class Responder(RekeyingSa):
         self._shared_secret = agreement.load(key_exchange.data)
         self._nonce_r = context.random_bytes(NONCE_LENGTH)
         self._accepted: _Accepted | None = None
+        self._max_datagram = max_datagram(context.config, payloads)
+        fragmentation = (
+            () if self._max_datagram is None else (Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED),)
+        )
         self._init_response = encode_message(
             self._header(ExchangeType.IKE_SA_INIT, 0, response=True),
             (
@@ -88,6 +92,7 @@ class Responder(RekeyingSa):
                 Nonce(self._nonce_r),
                 self._credentials.request,
                 signature_hashes(HashAlgorithm),
+                *fragmentation,
             ),
         )
         self.answer_init(port, now)
@@ -96,7 +101,7 @@ class Responder(RekeyingSa):
         """Send our IKE_SA_INIT response, for the first time or because the same request came again."""
         if self.state is State.HALF_OPEN:
             self._expires = now + self._context.config.half_open_lifetime
-            self._send(self._init_response, port)
+            self._send((self._init_response,), port)
 
     # --- the IKE_AUTH request ------------------------------------------------------------------------------
 
@@ -117,7 +122,9 @@ class Responder(RekeyingSa):
             self._keys = IkeKeys.derive(
                 self._prf, shared, self._nonce_i, self._nonce_r, self._spi_i, self._spi_r
             )
-            self._protection = Protection(key_out=self._keys.sk_er, key_in=self._keys.sk_ei)
+            self._protection = Protection(
+                key_out=self._keys.sk_er, key_in=self._keys.sk_ei, max_datagram=self._max_datagram
+            )
         return self._protection
 
     def _handle_request(self, exchange: int, payloads: Sequence[Payload], now: float) -> None:
