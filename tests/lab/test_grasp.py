@@ -53,7 +53,7 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
 
 def test_a_flood_is_everywhere_within_a_second(lab: StandingLab) -> None:
     """
-    covers: 6.9.1-1, 6.9.2-6, G2.5.6.2-3
+    covers: 6.9.1-1, 6.9.2-6, G2.5.6.2-3, 6.13.5.2-5
     """
 
     async def main() -> float:

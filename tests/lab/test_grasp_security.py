@@ -104,7 +104,7 @@ def log_of(lab: StandingLab, node: str) -> str:
 def test_a_stranger_that_is_a_member_is_answered(lab: StandingLab, version: ssl.TLSVersion) -> None:
     """Python's own TLS and bytes that are not from our engine: M_REQ_SYN is answered with M_SYNCH.
 
-    covers: 6.9.2-4, 6.9.2-7, 6.1-2, G2.5.6.1-1
+    covers: 6.9.2-4, 6.9.2-7, 6.1-2, 6.2.1-9, G2.5.6.1-1
     """
     with tls_client(lab, "n2", address(lab, "n4"), lab.state_dir("n2"), version) as connection:
         assert connection.version() == version.name.replace("_", ".")
