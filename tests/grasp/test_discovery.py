@@ -40,7 +40,7 @@ def discover(wire: Wire, handle: int, timeout: int, minimum: int = 0, name: str 
     return wire.call("discover", handle, objective(name, F_SYNCH), timeout, minimum)
 
 
-# --- asking ----------------------------------------------------------------------------------------
+# --- asking ---------------------------------------------------------------------------------------
 
 
 def test_a_discovery_goes_out_on_all_links_and_ends_with_its_time() -> None:
@@ -189,7 +189,7 @@ def test_names_are_no_members_of_the_acp() -> None:
     assert not wire.connects
 
 
-# --- answering ---------------------------------------------------------------------------------------
+# --- answering ------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", ["negotiating", "synchronizing", "discoverable", "not at all"])
@@ -315,6 +315,14 @@ def test_no_divert_holds_a_link_local_address() -> None:
     assert wire.heard(second)[0].divert == Divert((locator(5),))
 
 
+def test_a_link_local_address_is_forgotten_with_its_link() -> None:
+    wire = Wire()
+    learn(wire, wire.link(1), LINK_LOCAL, locator(5))
+    wire.core.interface_down(1, wire.now)
+    handle = wire.asa(name="another")
+    assert [item.locator for item in found(wire, discover(wire, handle, 0, 1))] == [locator(5)]
+
+
 def test_a_link_local_address_in_a_divert_is_not_taken() -> None:
     """covers: G2.9.5-1"""
     wire = Wire()
@@ -327,7 +335,7 @@ def test_a_link_local_address_in_a_divert_is_not_taken() -> None:
     assert [item.locator for item in found(wire, request)] == [locator(5)]
 
 
-# --- relaying ------------------------------------------------------------------------------------------
+# --- relaying -------------------------------------------------------------------------------------
 
 
 def test_what_is_unknown_is_asked_on_the_other_links_once() -> None:
@@ -451,7 +459,7 @@ def test_a_discovery_goes_through_a_ring_once() -> None:
     assert [network.counters(node)["discoveries-relayed"] for node in range(6)] == [0, 1, 1, 1, 1, 1]
 
 
-# --- limits ----------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def test_a_storm_of_discoveries_is_relayed_at_a_limited_rate_and_others_are_served() -> None:

@@ -42,7 +42,7 @@ def send(asa: Asa, value: Any, *, ttl: int = 60_000, loop_count: int = 255, tag:
     assert asa.call("flood", ttl, [tagged]).code is ErrorCode.ok
 
 
-# --- relay ---------------------------------------------------------------------------------------------
+# --- relay ----------------------------------------------------------------------------------------
 
 
 def test_a_flood_is_relayed_on_all_other_links_once() -> None:
@@ -129,7 +129,7 @@ def test_a_flood_in_a_ring_crosses_each_link_once_or_twice_and_is_relayed_once_b
     assert sum(network.counters(n)["floods-seen-before"] for n in range(6)) == 2  # where both ways meet
 
 
-# --- what is invalid -----------------------------------------------------------------------------------
+# --- what is invalid ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("loop_count", [0, 2, 6, 255])
@@ -152,6 +152,9 @@ def test_a_link_local_flood_stays_on_its_link() -> None:
     [copy] = wire.core.floods("EX1", wire.now)
     assert (copy.locator, copy.interface) == (tag, 1)
     assert wire.heard(other) == wire.heard(wire.link(3)) == []
+    wire.say(other, flood(8))
+    wire.core.interface_down(1, wire.now)  # with which it loses its meaning
+    assert [copy.session_id for copy in wire.core.floods("EX1", wire.now)] == [8]
 
 
 def test_what_holds_a_link_local_locator_or_is_not_for_synchronization_is_left_out() -> None:
@@ -199,7 +202,7 @@ def test_a_flood_without_a_value_is_taken() -> None:
     assert wire.heard(other)[0].entries[0].objective.value is NO_VALUE
 
 
-# --- cache ---------------------------------------------------------------------------------------------
+# --- cache ----------------------------------------------------------------------------------------
 
 
 def test_the_cache_is_tagged_by_locator_and_the_newest_wins() -> None:
@@ -255,7 +258,7 @@ def test_the_place_of_an_entry_that_has_just_expired_can_be_used() -> None:
     assert [message.session_id for message in wire.heard(wire.link(2))] == [1000]
 
 
-# --- from here -----------------------------------------------------------------------------------------
+# --- from here ------------------------------------------------------------------------------------
 
 
 def test_an_asa_floods_and_reads_what_was_flooded() -> None:
@@ -368,7 +371,7 @@ def test_flooded_values_can_be_expired_by_an_asa() -> None:
     assert wire.code(again) is ErrorCode.notObj
 
 
-# --- late joiners --------------------------------------------------------------------------------------
+# --- late joiners ---------------------------------------------------------------------------------
 
 
 def test_a_node_that_joins_later_has_what_was_flooded_before_with_the_time_that_is_left() -> None:
@@ -500,7 +503,7 @@ def test_a_neighbour_that_connects_again_and_again_is_not_told_more_for_it() -> 
     assert told <= 4 * flooding.REPLAY_BATCH
 
 
-# --- limits --------------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def sizes(wire: Wire) -> dict[str, int]:
@@ -524,7 +527,8 @@ def test_one_initiator_is_limited_and_the_others_are_not() -> None:
         if number % 1000 == 0:
             wire.say(relay, flood(number, 51, name="EX2", value=number))
             assert wire.core.floods("EX2", wire.now)[0].objective.value == number
-        wire.run(0.001)
+        if number % 5 == 4:
+            wire.run(0.005)
     relayed = Counter(message.initiator for message in wire.heard(other))
     allowed = flooding.INITIATOR_BURST + flooding.INITIATOR_RATE * 60
     assert allowed * 0.99 <= relayed[address(66)] <= allowed + 1
@@ -550,9 +554,10 @@ def test_a_neighbour_that_makes_initiators_up_is_limited_and_the_network_is_serv
             relay.say(hostile, flood(number, made_up, name=f"x:{second}.{number}", ttl=0))
             if number % 500 == 0:
                 relay.say(honest, flood(second * 1000 + number, 51, name="EX2", value=(second, number)))
-            relay.run(0.001)
-            behind.now = relay.now
-            behind.say(from_relay, *relay.heard(to_behind))
+            if number % 5 == 4:
+                relay.run(0.005)
+                behind.run(0.005)
+                behind.say(from_relay, *relay.heard(to_behind))
         for wire in (relay, behind):
             assert wire.core.floods("EX2", wire.now)[0].objective.value == [second, 500]
     taken = relay.core.counters["floods-received"]
@@ -604,7 +609,7 @@ def test_tables_are_empty_again_when_everything_has_expired() -> None:
     assert wire.core.next_timer() is None
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_the_tables_of_the_cache_agree_with_each_other(data: st.DataObject) -> None:
     """Whatever is flooded, replaced, expired by an ASA or by time, and told again."""

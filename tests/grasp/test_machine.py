@@ -267,6 +267,13 @@ class Engines(RuleBasedStateMachine):
             assert cached == core._flooding._entries <= flooding.MAX_ENTRIES
 
     @invariant()
+    def engines_do_nothing_that_engines_do_not_understand(self) -> None:
+        """No message out of turn, for no session, or of no meaning, whatever is lost on the way."""
+        for node in self.network.nodes:
+            for name in ("messages-out-of-turn", "no-such-session", "not-a-message", "invalid-sent"):
+                assert node.core.counters[name] == 0
+
+    @invariant()
     def never_both_have_the_turn(self) -> None:
         """Of the two ends of a session, as long as there are two."""
         turns: dict[int, int] = {}

@@ -139,7 +139,10 @@ class Discovery:
 
     def forget(self, name: str, locator: Locator) -> None:
         """Forget a locator that turned out to be of no use."""
-        self._cache.get(name, {}).pop(locator, None)
+        known = self._cache.get(name, {})
+        known.pop(locator, None)
+        if not known:
+            self._cache.pop(name, None)
 
     @property
     def busy(self) -> bool:
@@ -300,8 +303,12 @@ class Discovery:
             self._counters["discoveries-sent"] += 1
 
     def link_down(self, interface: int) -> None:
-        """Forget what was learnt by a link that is gone: the way there leads elsewhere now, if anywhere."""
+        """Forget what meant something on a link alone that is gone. All else may be reached another way."""
         self._buckets.pop(interface, None)
+        for name, items in list(self._cache.items()):
+            for item in list(items.values()):
+                if item.interface == interface and _is_link_local(item.locator):
+                    self.forget(name, item.locator)
 
     def next_timer(self) -> float | None:
         """Return when ``on_timer`` wants to be called."""

@@ -273,9 +273,12 @@ class Flooding:
         self._replay(now)
 
     def link_down(self, interface: int) -> None:
-        """Forget what was kept for a link."""
+        """Forget what was kept for a link, and what meant something on it alone."""
         self._replays.pop(interface, None)
         self._link_buckets.pop(interface, None)
+        for copy in [copy for copies in self._cache.values() for copy in copies.values()]:
+            if copy.interface == interface and copy.initiator.is_link_local:
+                self.forget(copy.objective.name, copy.locator)
 
     def _replay(self, now: float) -> None:
         for interface, replay in self._replays.items():
