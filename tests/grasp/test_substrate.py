@@ -96,7 +96,7 @@ class Node:
         return number
 
 
-# --- who opens the connection of a link ------------------------------------------------------------
+# --- who opens the connection of a link -----------------------------------------------------------
 
 
 def test_the_lower_address_connects_as_soon_as_it_has_heard_the_other() -> None:
@@ -174,7 +174,7 @@ def test_both_ends_connect_at_once_and_talk() -> None:
         assert link["connections"] == 1  # only the lower has opened one
 
 
-# --- when it does not come up, or is lost -----------------------------------------------------------
+# --- when it does not come up, or is lost ---------------------------------------------------------
 
 
 def attempts(node: Node, seconds: float) -> list[float]:
@@ -303,7 +303,7 @@ def test_our_own_address_is_no_neighbour() -> None:
     assert node.run(100) == []
 
 
-# --- who may connect --------------------------------------------------------------------------------
+# --- who may connect ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_conversations_with_ourselves_take_no_room_from_others() -> None:
     node.accepted(address(5), None)
 
 
-# --- unicast ---------------------------------------------------------------------------------------------
+# --- unicast --------------------------------------------------------------------------------------
 
 
 def test_a_unicast_connection_is_asked_for_without_an_interface() -> None:
@@ -396,7 +396,7 @@ def test_with_ourselves_we_talk_without_leaving_the_node() -> None:
     assert node.core.actions() == []
 
 
-# --- bytes -----------------------------------------------------------------------------------------------
+# --- bytes ----------------------------------------------------------------------------------------
 
 
 def test_messages_are_cut_from_the_stream_whatever_its_segments() -> None:
@@ -466,7 +466,7 @@ def test_no_bytes_do_any_harm(pieces: list[bytes], link: bool) -> None:
     assert len(wire.core.floods("EX1", wire.now)) == 1
 
 
-# --- the engine on top -----------------------------------------------------------------------------------
+# --- the engine on top ----------------------------------------------------------------------------
 
 
 def test_there_is_no_multicast_in_the_acp() -> None:
@@ -545,3 +545,29 @@ def test_a_peer_that_fails_is_an_error_code_and_nothing_worse(way: str) -> None:
     wire.run(20)
     assert wire.core.next_timer() is None
     assert wire.core.status(wire.now)["sessions"] == []
+
+
+def test_a_node_that_has_slept_goes_on() -> None:
+    """A day passes while everything is under way and no timer is served.
+
+    covers: G2.2-1
+    """
+    wire = Wire()
+    link = wire.link(1)
+    wire.core.interface_up(2, LOW, wire.now)
+    wire.core.peer_heard(2, HIGH, wire.now)
+    handle = wire.asa(objective("EX1", F_SYNCH))
+    calls = [
+        wire.call("discover", handle, objective("EX1", F_SYNCH), 1000, 0),
+        wire.call("synchronize", handle, objective("EX2", F_SYNCH), None, 0),
+        wire.call("synchronize", handle, objective("EX2", F_SYNCH), AsaLocator(locator(5)), 0),
+    ]
+    wire.say(link, flood(1), flood(2, name="EX2"))
+    wire.peer()
+    wire.now += 86_400
+    wire.run(100)
+    assert None not in [wire.code(call) for call in calls]
+    assert wire.core.status(wire.now)["sessions"] == wire.core.floods("EX1", wire.now) == []
+    wire.say(link, flood(3))
+    assert len(wire.core.floods("EX1", wire.now)) == 1
+    assert wire.connects[-1].interface == 2  # still trying
