@@ -308,7 +308,7 @@ def test_nothing_is_malformed(captures: Captures) -> None:
 
 
 def test_announcements(captures: Captures) -> None:
-    """Of 6.4-9 this shows the ttl; it does not wait a minute for the period. UDP carries nothing but floods: no
+    """Of 6.4-9 this shows the ttl; it does not wait a minute for the period. UDP carries floods only: no
     M_DISCOVERY, whose answers would have to come to the same port.
 
     covers: 6.4-8, 6.4-9, 6.4-10, 6.4-12, 6.4-15, 6.4-17, 6.8.3-1, G2.8.4-2, G2.8.11-1
