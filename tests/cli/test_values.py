@@ -10,7 +10,8 @@ from cbor2 import CBORSimpleValue, CBORTag, undefined
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minerva.cli.values import from_json, parse, shown, table
+from minerva.cli.table import table
+from minerva.cli.values import from_json, parse, shown
 from minerva.core import cbor
 from minerva.core.errors import UsageError
 from minerva.grasp.options import NO_VALUE
@@ -126,7 +127,7 @@ def test_parse() -> None:
 
 def test_table() -> None:
     assert table(("A", "LONG"), [], "nothing") == "nothing"
-    assert table(("A", "LONG"), [("abc", None), (1, "x" * 100)], "").split("\n") == [
+    assert table(("A", "LONG"), [("abc", None), (1, "x" * 100)], "", width=60).split("\n") == [
         "A    LONG",
         "abc  -",
         "1    " + "x" * 59 + "…",

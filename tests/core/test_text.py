@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minerva.core.text import visible
+from minerva.core.text import printable, shortened
 
 
 @pytest.mark.parametrize(
@@ -14,7 +14,7 @@ from minerva.core.text import visible
     [
         ("plain", "plain"),
         ("Zürich 東京", "Zürich 東京"),
-        ("\x1b[2Jgone", "\\x1b[2Jgone"),
+        ("\x1b[2Jgone", "\\u001b[2Jgone"),
         ("a\nb\tc", "a\\nb\\tc"),
         ("abc\u202ecba", "abc\\u202ecba"),
         ("\u200bnothing", "\\u200bnothing"),
@@ -22,10 +22,10 @@ from minerva.core.text import visible
     ],
 )
 def test_examples(text: str, shown: str) -> None:
-    assert visible(text) == shown
+    assert printable(text) == shown
 
 
 @given(st.text(st.characters()), st.integers(1, 50))
 def test_always_printable_and_bounded(text: str, limit: int) -> None:
-    assert visible(text, limit).isprintable()
-    assert len(visible(text, limit)) <= limit
+    assert shortened(text, limit).isprintable()
+    assert len(shortened(text, limit)) <= limit

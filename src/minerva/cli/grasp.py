@@ -28,7 +28,9 @@ from minerva.cli.grasp_common import (
 )
 from minerva.cli.grasp_negotiation import listen, negotiate
 from minerva.cli.grasp_trace import trace
-from minerva.cli.values import parse, shown, table
+from minerva.cli.table import table
+from minerva.cli.values import parse, shown
+from minerva.core.text import printable
 from minerva.grasp.api import AsaLocator, TaggedObjective
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag, TransportProto
 from minerva.grasp.options import (
@@ -41,7 +43,7 @@ from minerva.grasp.options import (
     UriLocator,
     locator_from_cbor,
 )
-from minerva.grasp.text import json_data, json_text, printable
+from minerva.grasp.text import json_data, json_text
 
 _TTL_SECONDS = 180.0
 _TTL_PERIODS = 3.5
@@ -49,6 +51,9 @@ _TTL_PERIODS = 3.5
 
 _PERIOD_MINIMUM = 1.0
 """A flood makes work for every node of the network (RFC 8990 section 2.8.11)."""
+
+_CELL = 60
+"""The most characters that a table shows of a value, or of anything else."""
 
 
 @click.group()
@@ -114,7 +119,7 @@ def discover(run_dir: Path, as_json: bool, objective: str, timeout: float, fresh
             (_locator_text(item.locator), _ttl_text(item.ttl), "by another node" if item.diverted else "")
             for item in found
         ]
-        print_line(table(("LOCATOR", "VALID", "TOLD"), rows, ""))
+        print_line(table(("LOCATOR", "VALID", "TOLD"), rows, "", width=_CELL))
     if not found:
         raise GraspCommandError(f"nobody is known to handle {printable(objective)!r}")
 
@@ -209,7 +214,7 @@ def floods(run_dir: Path, as_json: bool, objective: str | None) -> None:
                 }
             )
     head = ("NAME", "VALUE", "ORIGIN", "LOCATOR", "VALID")
-    print_line(json_text(items) if as_json else table(head, rows, "nothing has been flooded"))
+    print_line(json_text(items) if as_json else table(head, rows, "nothing has been flooded", width=_CELL))
 
 
 # --- objectives, sessions --------------------------------------------------------------------------------
@@ -246,7 +251,7 @@ def objectives(run_dir: Path, as_json: bool) -> None:
             known = {} if value is NO_VALUE else {"value": json_data(value)}
             items.append({key: item for key, item in entry.items() if key != "value"} | known)
     head = ("NAME", "ASA", "FOR", "ANSWERS", "VALUE")
-    print_line(json_text(items) if as_json else table(head, rows, "no program has registered an objective"))
+    print_line(json_text(items) if as_json else table(head, rows, "no objectives", width=_CELL))
 
 
 @grasp.command()
@@ -271,7 +276,7 @@ def sessions(run_dir: Path, as_json: bool) -> None:
         for item in found
     ]
     head = ("OBJECTIVE", "KIND", "ROLE", "PEER", "ASA", "STATE", "TIME LEFT")
-    print_line(table(head, rows, "no sessions"))
+    print_line(table(head, rows, "no sessions", width=_CELL))
 
 
 for _command in (negotiate, listen, trace):

@@ -15,11 +15,12 @@ import click
 from minerva.asa import blocking
 from minerva.asa.protocol import API_SOCKET
 from minerva.core.errors import MinervaError, UsageError
+from minerva.core.text import printable
 from minerva.grasp.api import AsaError, AsaLocator
 from minerva.grasp.constants import GRASP_LISTEN_PORT, MAX_UINT32, TransportProto
 from minerva.grasp.errors import GraspError
 from minerva.grasp.options import NO_VALUE, IPv6Locator, Objective
-from minerva.grasp.text import json_data, printable
+from minerva.grasp.text import json_data
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 

@@ -31,10 +31,11 @@ from minerva.cli.grasp_common import (
 )
 from minerva.cli.values import parse, shown
 from minerva.core.errors import UsageError
+from minerva.core.text import printable
 from minerva.grasp.api import AsaError, ErrorCode
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag
 from minerva.grasp.options import NO_VALUE, Objective
-from minerva.grasp.text import json_data, json_text, printable
+from minerva.grasp.text import json_data, json_text
 
 # --- negotiate -------------------------------------------------------------------------------------------
 

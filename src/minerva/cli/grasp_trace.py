@@ -15,11 +15,12 @@ import click
 
 from minerva.cli import options
 from minerva.core.cbor import MAX_SIZE
+from minerva.core.text import printable
 from minerva.grasp.capture import Captured, CapturedMessage, Counts, GraspCapture
 from minerva.grasp.constants import GRASP_LISTEN_PORT, MessageType
 from minerva.grasp.errors import GraspDecodeError
 from minerva.grasp.messages import Message, decode
-from minerva.grasp.text import endpoint_text, json_text, message_data, message_text, objectives, printable
+from minerva.grasp.text import endpoint_text, json_text, message_data, message_text, objectives
 
 if TYPE_CHECKING:
     from minerva.asa.protocol import TraceRecord

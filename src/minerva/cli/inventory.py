@@ -14,8 +14,7 @@ from minerva.asa import Asa, AsaError
 from minerva.asa.inventory import Description, question
 from minerva.asa.protocol import API_SOCKET
 from minerva.cli import options
-from minerva.cli.show import table
-from minerva.core.text import visible
+from minerva.cli.table import table
 from minerva.grasp.api import AsaLocator, TaggedObjective
 from minerva.grasp.errors import GraspError
 
@@ -97,17 +96,16 @@ def inventory(run_dir: Path, as_json: bool, no_ask: bool) -> None:
     head = ("NAME", "ADDRESS", "MODEL", "SERIAL", "VERSION", "UPTIME")
     rows = [
         (
-            visible(machine.description.name),
+            machine.description.name,
             machine.address,
-            visible(machine.description.model) or "-",
-            visible(machine.description.serial) or "-",
-            visible(machine.description.version),
+            machine.description.model,
+            machine.description.serial,
+            machine.description.version,
             _uptime(machine),
         )
         for machine in machines
     ]
-    for line in table(head, rows, "nobody has told of itself yet"):
-        click.echo(line)
+    click.echo(table(head, rows, "nobody has told of itself yet"))
 
 
 def _uptime(machine: Machine) -> str:

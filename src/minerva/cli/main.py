@@ -10,7 +10,7 @@ import click
 
 from minerva import __version__
 from minerva.core.errors import MinervaError, UsageError
-from minerva.core.text import visible
+from minerva.core.text import shortened
 
 _MAX_ERROR = 2000
 
@@ -56,9 +56,9 @@ def main(arguments: list[str] | None = None) -> Any:
         return cli.main(args=arguments, prog_name="minerva")
     except UsageError as error:
         # What it quotes may be from the network.
-        click.echo(f"minerva: {visible(str(error), _MAX_ERROR)}", err=True)
+        click.echo(f"minerva: {shortened(str(error), _MAX_ERROR)}", err=True)
         sys.exit(2)
     except MinervaError as error:
         # What it quotes may be from the network.
-        click.echo(f"minerva: {visible(str(error), _MAX_ERROR)}", err=True)
+        click.echo(f"minerva: {shortened(str(error), _MAX_ERROR)}", err=True)
         sys.exit(1)

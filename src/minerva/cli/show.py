@@ -5,17 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from minerva.cli.table import table
 
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> list[str]:
-    """Return a table's lines; ``empty`` is what is said where there are no rows."""
-    if not rows:
-        return [f"  {empty}"]
-    cells = [list(head), *([str(cell) if cell is not None else "-" for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return [
-        "  " + "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    ]
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> list[str]:
+    return table(head, rows, empty, indent="  ").splitlines()
 
 
 def _neighbour(item: dict[str, Any]) -> tuple[object, ...]:
@@ -41,19 +35,19 @@ def status_text(found: dict[str, Any]) -> str:
     if acp0["problem"]:
         lines.append(f"  {acp0['interface']} is off: {acp0['problem']}")
     lines += ["", "Ports"]
-    lines += table(
+    lines += _table(
         ("NAME", "STATE", "LINK-LOCAL", "NOTE"),
         [(p["name"], p["state"], p.get("link_local"), p["problem"] or "") for p in found["ports"]],
         "none: no interface of this machine is one that the ACP uses",
     )
     lines += ["", "Neighbours"]
-    lines += table(
+    lines += _table(
         ("PORT", "LINK-LOCAL", "STATE", "ROLE", "NOTE"),
         [_neighbour(item) for item in found["neighbours"]],
         "none heard yet",
     )
     lines += ["", f"Channels ({node['data_plane']}-space data plane)"]
-    lines += table(
+    lines += _table(
         ("INTERFACE", "PORT", "PEER", "MTU", "IN", "OUT", "DROPPED"),
         [
             (
@@ -76,7 +70,7 @@ def status_text(found: dict[str, Any]) -> str:
     broken = [p for p in found["processes"] if p["pid"] is None or p["restarts"]]
     if broken:
         lines += ["", "Processes that were started again"]
-        lines += table(
+        lines += _table(
             ("NAME", "PID", "RESTARTS"), [(p["name"], p["pid"], p["restarts"]) for p in broken], "none"
         )
     return "\n".join(lines)
@@ -89,7 +83,7 @@ def _grasp(grasp: dict[str, Any]) -> list[str]:
         f"  objectives of ASAs here: {grasp['objectives']}, flooded ones known: {grasp['floods']}, "
         f"sessions: {grasp['sessions']}, programs using it: {grasp['api_connections']}"
     ]
-    return lines + table(
+    return lines + _table(
         ("INTERFACE", "NEIGHBOUR", "STATE"),
         [
             (link["interface"], link["peer"], "ready" if link["ready"] else "waiting")
@@ -105,7 +99,7 @@ def _routing(rpl: dict[str, Any]) -> list[str]:
     parent = rpl.get("preferred_parent")
     where = f"rank {rpl.get('rank')}" + (f", parent on {parent['interface']}" if parent else "")
     lines = [f"  {rpl.get('role')} of DODAG {rpl.get('dodag_id')}, {where}"]
-    return lines + table(
+    return lines + _table(
         ("PREFIX", "INTERFACE", "NEXT HOP"),
         [(route["prefix"], route["interface"], route["next_hop"]) for route in rpl.get("routes", [])],
         "no routes yet",

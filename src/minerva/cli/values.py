@@ -1,4 +1,4 @@
-"""Values of objectives on the command line: JSON is taken for what it says, tables are cut to be read.
+"""Values of objectives on the command line: JSON is taken for what it says.
 
 What JSON cannot say has the forms that :func:`minerva.grasp.text.json_data` writes: ``{"hex": "c0ffee"}``,
 ``{"tag": 24, "value": ...}``, ``{"map": [[key, value], ...]}``, ``{"float": "NaN"}``, ``{"simple": 23}``.
@@ -8,21 +8,19 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
 from typing import Any, Final
 
 from cbor2 import CBORSimpleValue, CBORTag, undefined
 
 from minerva.core import cbor
 from minerva.core.errors import UsageError
+from minerva.core.text import printable
 from minerva.grasp.options import NO_VALUE
-from minerva.grasp.text import diagnostic, json_text, printable
+from minerva.grasp.text import diagnostic, json_text
 
 _FORMS: Final = ({"hex"}, {"tag", "value"}, {"map"}, {"float"}, {"simple"})
 _FLOATS: Final = {"NaN": math.nan, "Infinity": math.inf, "-Infinity": -math.inf}
 _UNDEFINED: Final = 23
-_WIDTH: Final = 60
-"""A table shows that much of a cell."""
 
 
 def shown(value: Any) -> str:
@@ -84,20 +82,3 @@ def parse(
     except (ValueError, RecursionError):
         hint = f"; text needs its own quotes, as in '\"{text}\"'" if text.isalnum() else ""
         raise UsageError(f"{printable(text)} is not JSON{hint}") from None
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> str:
-    """Return a table, or ``empty`` in its place. Every cell is made printable, and cut if it is too long."""
-    if not rows:
-        return empty
-    cells = [list(head), *([_cell(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(head))]
-    return "\n".join(
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in cells
-    )
-
-
-def _cell(cell: object) -> str:
-    text = "-" if cell is None or cell == "" else printable(str(cell))
-    return text if len(text) <= _WIDTH else text[: _WIDTH - 1] + "…"

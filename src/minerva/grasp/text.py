@@ -17,6 +17,7 @@ from typing import Any, Final
 from cbor2 import CBORSimpleValue, CBORTag, undefined
 
 from minerva.core import cbor
+from minerva.core.text import escape, printable
 from minerva.grasp.constants import ObjectiveFlag
 from minerva.grasp.errors import GraspDecodeError
 from minerva.grasp.messages import (
@@ -55,25 +56,8 @@ _CHUNK = 64
 """Characters, or bytes, of a string that are escaped at a time: a long one that is cut costs no more."""
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9._:@/+-]{1,100}")
-_SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNDEFINED = 23
 """The simple value that is "undefined" (RFC 8949 section 3.3)."""
-
-
-def printable(text: str) -> str:
-    """Return ``text`` with all that is not to be seen escaped as in JSON, so that it is harmless to show.
-
-    That is what Unicode counts as "other" (controls, formats such as those for bidirectional text, code
-    points without a character) or as a separator, but for the space.
-    """
-    return "".join(character if character.isprintable() else _escape(character) for character in text)
-
-
-def _escape(character: str) -> str:
-    if (short := _SHORT_ESCAPES.get(character)) is not None:
-        return short
-    utf16 = character.encode("utf-16-be", "surrogatepass")
-    return "".join(f"\\u{utf16[index : index + 2].hex()}" for index in range(0, len(utf16), 2))
 
 
 def diagnostic(item: Any, *, limit: int | None = None) -> str:
@@ -102,7 +86,7 @@ def _pieces(item: Any) -> Iterator[str]:
             yield '"'
             for start in range(0, len(item), _CHUNK):
                 yield "".join(
-                    character if character.isprintable() and character not in '"\\' else _escape(character)
+                    character if character.isprintable() and character not in '"\\' else escape(character)
                     for character in item[start : start + _CHUNK]
                 )
             yield '"'
