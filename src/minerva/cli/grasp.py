@@ -251,7 +251,8 @@ def objectives(run_dir: Path, as_json: bool) -> None:
             known = {} if value is NO_VALUE else {"value": json_data(value)}
             items.append({key: item for key, item in entry.items() if key != "value"} | known)
     head = ("NAME", "ASA", "FOR", "ANSWERS", "VALUE")
-    print_line(json_text(items) if as_json else table(head, rows, "no objectives", width=_CELL))
+    empty = "no program has registered an objective"
+    print_line(json_text(items) if as_json else table(head, rows, empty, width=_CELL))
 
 
 @grasp.command()
