@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 
 from minerva.ikev2.auth import (
     HashAlgorithm,
@@ -99,7 +100,7 @@ def test_payloads_that_may_be_there(inits: list[bytes]) -> None:
 def test_key_exchanges_and_proposals_that_are_not_ours(inits: list[bytes]) -> None:
     for message in inits:
         header, payloads = decode_message(message)
-        for group, length in ((14, 256), (19, 63), (31, 33)):
+        for group, length in ((15, 384), (14, 255), (19, 63), (31, 33)):
             other = [KeyExchange(group, bytes(length)) if isinstance(p, KeyExchange) else p for p in payloads]
             with pytest.raises(IkeDecodeError, match="another group or length"):
                 check_own_init(encode_message(header, other))
@@ -164,7 +165,7 @@ def test_signed_octets() -> None:
 def test_every_curve_with_every_hash(kind: str, algorithm: HashAlgorithm) -> None:
     """covers: 6.8.3.1.2-6"""
     key = certs.key(kind)
-    data = authentication_data(algorithm, sign(key, b"octets", algorithm))
+    data = authentication_data(key.public_key(), algorithm, sign(key, b"octets", algorithm))
     assert data[:1] + data[1:12] == bytes.fromhex("0c 300a06082a8648ce3d0403")
     assert data[12] == algorithm
     verify(key.public_key(), b"octets", digital_signature(data))
@@ -182,7 +183,7 @@ def test_every_curve_with_every_hash(kind: str, algorithm: HashAlgorithm) -> Non
         (Authentication(9, bytes(64)), "method 9"),
         (digital_signature(b""), "cannot be read"),
         (digital_signature(b"\x0c\x30"), "cannot be read"),
-        (digital_signature(bytes.fromhex("0b 300906072a8648ce3d0401") + b"s"), "only ECDSA"),
+        (digital_signature(bytes.fromhex("0b 300906072a8648ce3d0401") + b"s"), "only RSASSA-PSS"),
         (digital_signature(bytes.fromhex("0c 300a06082a8648ce3d040302")), "signature is wrong"),
         (digital_signature(bytes.fromhex("0c 300a06082a8648ce3d040302") + b"\x30\xff"), "signature is wrong"),
     ],
@@ -193,15 +194,99 @@ def test_what_is_not_a_signature(authentication: Authentication, why: str) -> No
         verify(certs.key("p256").public_key(), b"octets", authentication)
 
 
-def test_rsa_is_refused_in_words() -> None:
+RSA_HASHES = {SHA256: hashes.SHA256(), SHA384: hashes.SHA384(), SHA512: hashes.SHA512()}
+
+
+@pytest.mark.parametrize("algorithm", list(HashAlgorithm))
+def test_rsa_signs_with_pss(algorithm: HashAlgorithm) -> None:
+    """Which is what RFC 8247 demands; the identifiers are those of RFC 7427 appendix A.4.
+
+    covers: 6.8.3.1.2-1, 6.8.3.1.2-6
+    """
     key = certs.key("rsa2048")
-    with pytest.raises(IkeUsageError, match="another"):
-        sign(key, b"octets", SHA256)
-    with pytest.raises(IkeUsageError, match="another"):
-        choose_hash(key.public_key(), None)
-    good = digital_signature(authentication_data(SHA256, sign(certs.key("p256"), b"o", SHA256)))
-    with pytest.raises(IkePeerError, match="RSAPublicKey"):
-        verify(key.public_key(), b"o", good)
+    data = authentication_data(key.public_key(), algorithm, sign(key, b"octets", algorithm))
+    length = {SHA256: 0x20, SHA384: 0x30, SHA512: 0x40}[algorithm]
+    number = {SHA256: 1, SHA384: 2, SHA512: 3}[algorithm]
+    expected = (
+        "304606092a864886f70d01010a3039a00f300d0609608648016503040201"
+        "0500a11c301a06092a864886f70d010108300d06096086480165030402010500a203020120a303020101"
+    )
+    identifier = bytes.fromhex(
+        expected.replace("03040201", f"030402{number:02x}").replace("a203020120", f"a2030201{length:02x}")
+    )
+    assert data[: 1 + len(identifier)] == bytes((len(identifier),)) + identifier
+    assert len(identifier) == 72
+    verify(key.public_key(), b"octets", digital_signature(data))
+    with pytest.raises(IkePeerError, match="signature is wrong") as caught:
+        verify(key.public_key(), b"octetz", digital_signature(data))
+    assert caught.value.rule == Rule.PROOF_OF_POSSESSION
+
+
+@pytest.mark.parametrize("null", ["0500", ""])
+@pytest.mark.parametrize("trailer", ["a303020101", ""])
+def test_other_ways_to_write_pss(null: str, trailer: str) -> None:
+    """Parameters that are absent instead of NULL, a default that is left out: the same algorithm."""
+    key = certs.key("rsa2048")
+    signature = sign(key, b"octets", SHA512)
+    name = "0609608648016503040203" + null
+    size = len(name) // 2
+    parts = f"a0{size + 2:02x}30{size:02x}{name}a1{size + 15:02x}30{size + 13:02x}06092a864886f70d010108"
+    parts += f"30{size:02x}{name}a203020140{trailer}"
+    body = f"06092a864886f70d01010a30{len(parts) // 2:02x}{parts}"
+    identifier = bytes.fromhex(f"30{len(body) // 2:02x}{body}")
+    verify(key.public_key(), b"octets", digital_signature(bytes((len(identifier),)) + identifier + signature))
+
+
+@pytest.mark.parametrize("algorithm", list(HashAlgorithm))
+@pytest.mark.parametrize("kind", ["rsa2048", "rsa3072"])
+def test_pkcs1_is_accepted(algorithm: HashAlgorithm, kind: str) -> None:
+    """covers: 6.8.3.1.2-1, 6.8.3.1.2-6"""
+    key = certs.key(kind)
+    signature = key.sign(b"octets", padding.PKCS1v15(), RSA_HASHES[algorithm])
+    last = {SHA256: "0b", SHA384: "0c", SHA512: "0d"}[algorithm]
+    data = bytes.fromhex(f"0f 300d06092a864886f70d0101{last}0500") + signature
+    verify(key.public_key(), b"octets", digital_signature(data))
+    with pytest.raises(IkePeerError, match="signature is wrong"):
+        verify(key.public_key(), b"octetz", digital_signature(data))
+
+
+@pytest.mark.parametrize(
+    "identifier",
+    [
+        "300d06092a864886f70d0101050500",  # sha1WithRSAEncryption
+        "300d06092a864886f70d01010e0500",  # sha224WithRSAEncryption
+        "300d06092a864886f70d01010a3000",  # RSASSA-PSS with its defaults: SHA-1
+        "300b06092a864886f70d01010a",  # and without parameters
+    ],
+)
+def test_weak_rsa_signatures_are_refused(identifier: str) -> None:
+    """covers: 6.8.3.1.2-1"""
+    data = bytes.fromhex(identifier)
+    authentication = digital_signature(bytes((len(data),)) + data + bytes(256))
+    with pytest.raises(IkePeerError, match="only RSASSA-PSS"):
+        verify(certs.key("rsa2048").public_key(), b"octets", authentication)
+
+
+def test_keys_and_algorithms_must_fit() -> None:
+    rsa_key, curve_key = certs.key("rsa2048"), certs.key("p256")
+    for_curve = authentication_data(curve_key.public_key(), SHA256, sign(curve_key, b"o", SHA256))
+    for_rsa = authentication_data(rsa_key.public_key(), SHA256, sign(rsa_key, b"o", SHA256))
+    for key, data in ((rsa_key, for_curve), (curve_key, for_rsa)):
+        with pytest.raises(IkePeerError, match="and a key of type"):
+            verify(key.public_key(), b"o", digital_signature(data))
+
+
+@pytest.mark.parametrize("bits", [1024, 2040, 8200, 16_384])
+def test_rsa_keys_of_other_sizes(bits: int) -> None:
+    """Refused before anything is computed with them: a large one would keep us busy."""
+    modulus = (1 << bits) - 1
+    key = rsa.RSAPublicNumbers(65537, modulus).public_key()
+    assert key.key_size == bits
+    data = bytes.fromhex("0f 300d06092a864886f70d01010b0500") + bytes(bits // 8)
+    with pytest.raises(IkePeerError, match="of 2,048 to 8,192 bits"):
+        verify(key, b"octets", digital_signature(data))
+    with pytest.raises(IkeUsageError, match="RSA keys of 2,048 to 8,192 bits"):
+        choose_hash(key, None)
 
 
 @pytest.mark.parametrize(
@@ -215,6 +300,9 @@ def test_rsa_is_refused_in_words() -> None:
         ("p521", frozenset({SHA256}), SHA256),
         ("p256", frozenset({SHA512}), SHA512),
         ("p256", frozenset(), None),
+        ("rsa2048", None, SHA256),
+        ("rsa2048", EVERY, SHA256),
+        ("rsa2048", frozenset({SHA512}), SHA512),
     ],
 )
 def test_the_hash_is_as_strong_as_the_curve_if_the_peer_has_it(

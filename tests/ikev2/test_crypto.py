@@ -13,7 +13,7 @@ from minerva.ikev2.constants import DhGroup, PrfId
 from minerva.ikev2.crypto import PUBLIC_LENGTHS, IkeKeys, new_agreement, prf, prf_plus
 from minerva.ikev2.errors import IkeCryptoError
 
-GROUPS = [DhGroup.ECP_256, DhGroup.ECP_384, DhGroup.CURVE25519]
+GROUPS = [group for group in DhGroup if group is not DhGroup.NONE]
 HASHES = {
     PrfId.PRF_HMAC_SHA2_256: hashes.SHA256(),
     PrfId.PRF_HMAC_SHA2_384: hashes.SHA384(),
@@ -56,6 +56,44 @@ def test_key_agreement(group: DhGroup) -> None:
     assert len(ours.public) == PUBLIC_LENGTHS[group]
     assert ours.public != theirs.public
     assert ours.load(theirs.public)() == theirs.load(ours.public)()
+
+
+def test_the_prime_of_group_14() -> None:
+    """RFC 3526 section 3: 2^2048 - 2^1984 - 1 + 2^64 * (floor(2^1918 pi) + 124476).
+
+    covers: 6.8.3.1.2-7
+    """
+
+    def arctan_of_inverse(number: int, one: int) -> int:
+        total = term = one // number
+        divisor, sign = 3, -1
+        while term:
+            term //= number * number
+            total += sign * (term // divisor)
+            divisor, sign = divisor + 2, -sign
+        return total
+
+    one = 1 << (1918 + 64)
+    pi = (16 * arctan_of_inverse(5, one) - 4 * arctan_of_inverse(239, one)) >> 64
+    prime = 2**2048 - 2**1984 - 1 + 2**64 * (pi + 124_476)
+    agreement = new_agreement(DhGroup.MODP_2048)
+    assert prime == agreement._PRIME  # type: ignore[attr-defined]
+
+
+def test_group_14_is_padded_to_the_modulus() -> None:
+    agreement = new_agreement(DhGroup.MODP_2048)
+    agreement._exponent = 3  # type: ignore[attr-defined]
+    assert agreement.load((2).to_bytes(256))() == (8).to_bytes(256)
+
+
+@pytest.mark.parametrize("value", [0, 1, -2, -1, 0x7FFF])
+def test_values_of_group_14_that_give_a_secret_away(value: int) -> None:
+    """RFC 6989 section 2.1; negative ones are counted from the modulus, the last is beyond it."""
+    agreement = new_agreement(DhGroup.MODP_2048)
+    prime = agreement._PRIME  # type: ignore[attr-defined]
+    data = value if value in (0, 1) else prime + value + (1 if value < 0 else 0)
+    with pytest.raises(IkeCryptoError, match="out of the range"):
+        agreement.load(data.to_bytes(256))
 
 
 def test_p256_of_rfc_5903() -> None:

@@ -17,12 +17,12 @@ from minerva.ikev2.config import Config
 from minerva.ikev2.constants import MAX_FRAGMENTS, ExchangeType, Flag, NotifyType, PayloadType
 from minerva.ikev2.endpoint import Established, Failed, KeyLog
 from minerva.ikev2.errors import IkeCryptoError
-from minerva.ikev2.keylog import ikev2_decryption_table_line
 from minerva.ikev2.message import Header, Protection, decode_message, decode_payloads, find_notify
 from minerva.ikev2.payloads import Nonce, Payload, VendorId
 from minerva.sim.link import Packet
-from tests.ikev2.nodes import ISSUER, MEMBER_A, MEMBER_B, A, B, Hand, Net, check_match, party
-from tests.ikev2.test_keylog import dissect, needs_tshark, udp, values
+from tests.ikev2.nodes import ISSUER, MEMBER_A, MEMBER_B, ROOT, A, B, Hand, Net, check_match, party
+from tests.ikev2.test_keylog import dissect, line, needs_tshark, udp, values
+from tests.pki import certs
 
 LIMIT = Config().max_datagram or 0
 KEYS = Secret(b"k" * 36), Secret(b"l" * 36)
@@ -162,6 +162,8 @@ def test_fragments_that_were_not_agreed_upon() -> None:
 # --- handshakes ------------------------------------------------------------------------------------------
 
 DEEP = ISSUER.ca("Deeper")
+RSA_ROOT = certs.Ca.root("RSA root", kind="rsa3072")
+DEEP_RSA = RSA_ROOT.ca("RSA", kind="rsa3072").ca("RSA below", kind="rsa3072")
 
 
 def narrow(net: Net, limit: int = LIMIT) -> None:
@@ -173,10 +175,12 @@ def narrow(net: Net, limit: int = LIMIT) -> None:
     net.link.mangle = mangle
 
 
-@pytest.mark.parametrize("chain", ["p256", "p384"])
+@pytest.mark.parametrize("chain", ["p256", "p384", "rsa2048"])
 def test_chains_with_two_intermediates_pass_a_narrow_link(chain: str) -> None:
     """covers: 6.8.2-2, 6.8.3.1.2-2"""
-    net = Net(party(1, ca=DEEP, kind=chain), party(2, ca=DEEP, kind=chain))
+    ca, root = (DEEP_RSA, RSA_ROOT) if chain.startswith("rsa") else (DEEP, ROOT)
+    one, two = (party(number, ca=ca, kind=chain, anchors=(root,)) for number in (1, 2))
+    net = Net(one, two)
     narrow(net)
     check_match(*net.handshake())
     assert max(len(packet.data) for packet in net.link.carried) == LIMIT
@@ -245,8 +249,7 @@ def test_tshark_puts_fragments_together(tmp_path: Path) -> None:
     (keys,) = net.a.events(KeyLog)
     packets = [udp(packet.source, packet.destination, packet.data) for packet in net.link.carried]
     assert len(packets) == 6
-    lines = [ikev2_decryption_table_line(keys)]
-    layers = dissect(tmp_path, packets, {"ikev2_decryption_table": lines})
+    layers = dissect(tmp_path, packets, {"ikev2_decryption_table": [line(keys)]})
     for layer, identification in ((layers[3], "35"), (layers[5], "36")):
         assert "_ws.malformed" not in json.dumps(layer)
         assert {identification, "37", "39", "33", "44", "45"} <= set(values(layer, "isakmp.typepayload"))

@@ -20,6 +20,7 @@ from minerva.ikev2.constants import (
     AuthMethod,
     CertEncoding,
     DhGroup,
+    EncryptionId,
     ExchangeType,
     Flag,
     HashAlgorithm,
@@ -27,8 +28,18 @@ from minerva.ikev2.constants import (
     NotifyType,
     PrfId,
 )
-from minerva.ikev2.endpoint import Closed, Established, Failed, SignatureNeeded, State, Transition
+from minerva.ikev2.endpoint import (
+    Closed,
+    Established,
+    Failed,
+    IkeRekeyed,
+    KeyLog,
+    SignatureNeeded,
+    State,
+    Transition,
+)
 from minerva.ikev2.errors import IkeUsageError
+from minerva.ikev2.keylog import ikev2_decryption_table_line
 from minerva.ikev2.message import (
     Header,
     decode_message,
@@ -259,10 +270,10 @@ def test_forged_group_changes_end() -> None:
     forged = Header(header.spi_i, bytes(8), ExchangeType.IKE_SA_INIT, Flag.RESPONSE, 0)
     sent = 0
     for _ in range(50):
-        for group in (14, 19, 20, 31, 999):
+        for group in (5, 14, 19, 20, 21, 31, 999):
             notify = Notify(NotifyType.INVALID_KE_PAYLOAD, group.to_bytes(2))
             sent += len(a.take(encode_message(forged, (notify,)), B))
-    assert sent == 2
+    assert sent == len(Config().groups) - 1
     (response,) = b.take(init.data, A)
     (request,) = a.take(response, B)
     (response,) = b.take(request, A)
@@ -704,13 +715,62 @@ def test_a_signer_that_does_not_answer(side: str) -> None:
     assert not silent.endpoint._sas
 
 
-def test_we_cannot_be_anyone_with_an_rsa_key() -> None:
+def test_we_cannot_be_anyone_with_a_key_that_is_not_accepted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minerva.pki.keys.MIN_RSA_BITS", 3000)
     rsa = party(1, kind="rsa2048")
-    with pytest.raises(IkeUsageError, match="ECDSA"):
+    with pytest.raises(IkeUsageError, match="RSA keys of 2,048"):
         Hand(rsa, A)
     a, _ = hands()
-    with pytest.raises(IkeUsageError, match="ECDSA"):
+    with pytest.raises(IkeUsageError, match="RSA keys of 2,048"):
         a.endpoint.set_identity(rsa.identity)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [("rsa2048", "p256"), ("p384", "rsa3072"), ("rsa2048", "rsa3072"), ("p521", "p256")]
+)
+def test_members_with_other_kinds_of_keys(one: str, other: str) -> None:
+    """covers: 6.8.3.1.2-1, 6.8.3.1.2-6"""
+    a, b = Hand(party(1, kind=one), A), Hand(party(2, kind=other), B)
+    recorded(a, b)
+    up(a, b)
+
+
+@pytest.mark.parametrize("ours", [[20, 28], [28, 20], [28]])
+@pytest.mark.parametrize("theirs", [[20, 28], [28]])
+def test_ciphers(ours: list[int], theirs: list[int]) -> None:
+    """The first of the initiator's that the responder has; both ways, and for what follows by rekeying.
+
+    covers: 6.8.2-4
+    """
+    config_a, config_b = (
+        Config(ciphers=tuple(map(EncryptionId, ids)), keylog=True) for ids in (ours, theirs)
+    )
+    a, b = hands(config_a, config_b)
+    recorded(a, b)
+    up(a, b)
+    expected = next(cipher for cipher in ours if cipher in theirs)
+    assert {event.algorithm for event in (*a.of(KeyLog), *b.of(KeyLog))} == {expected}
+    lines = [ikev2_decryption_table_line(event) for event in a.of(KeyLog)]
+    assert all((line is not None) == (expected == 20) for line in lines)
+    for _ in range(2):
+        a.endpoint.rekey_ike(a.of(Established)[0].sa, 1.0)
+        messages, sender, receiver = [datagram.data for datagram in a.out(1.0)], a, b
+        while messages:
+            answers = [answer for data in messages for answer in receiver.take(data, sender.address, 1.0)]
+            messages, sender, receiver = answers, receiver, sender
+    assert len(a.of(IkeRekeyed)) == len(b.of(IkeRekeyed)) == 2
+    assert {event.algorithm for event in (*a.of(KeyLog), *b.of(KeyLog))} == {expected}
+
+
+def test_no_common_cipher() -> None:
+    a, b = hands(
+        Config(ciphers=(EncryptionId.ENCR_CHACHA20_POLY1305,)),
+        Config(ciphers=(EncryptionId.ENCR_AES_GCM_16,)),
+    )
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (answer,) = b.take(init.data, A)
+    assert decode_message(answer)[1] == (Notify(NotifyType.NO_PROPOSAL_CHOSEN),)
 
 
 def test_no_common_signature_hash() -> None:

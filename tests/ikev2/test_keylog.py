@@ -84,6 +84,12 @@ def values(tree: Any, key: str) -> list[str]:
     return found
 
 
+def line(event: KeyLog) -> str:
+    found = ikev2_decryption_table_line(event)
+    assert found is not None
+    return found
+
+
 @needs_tshark
 @pytest.mark.parametrize(
     ("group", "prf"),
@@ -105,7 +111,7 @@ def test_tshark_reads_a_handshake(tmp_path: Path, group: DhGroup, prf: PrfId) ->
     layers = dissect(
         tmp_path,
         packets,
-        {"ikev2_decryption_table": [ikev2_decryption_table_line(keys)]},
+        {"ikev2_decryption_table": [line(keys)]},
         "-o",
         "udp.check_checksum:TRUE",
     )
@@ -137,7 +143,7 @@ def test_tshark_reads_nothing_with_another_key(tmp_path: Path) -> None:
     (keys,) = net.a.events(KeyLog)
     wrong = KeyLog(keys.sa, keys.spi_i, keys.spi_r, Secret(bytes(36)), Secret(bytes(36)))
     packets = [udp(packet.source, packet.destination, packet.data) for packet in net.link.carried]
-    layers = dissect(tmp_path, packets, {"ikev2_decryption_table": [ikev2_decryption_table_line(wrong)]})
+    layers = dissect(tmp_path, packets, {"ikev2_decryption_table": [line(wrong)]})
     assert not values(layers[2], "isakmp.auth.method")
 
 

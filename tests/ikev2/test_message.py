@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minerva.core.secret import Secret
-from minerva.ikev2.constants import ExchangeType, Flag, NotifyType, PayloadType
+from minerva.ikev2.constants import EncryptionId, ExchangeType, Flag, NotifyType, PayloadType
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError
 from minerva.ikev2.message import (
     Header,
@@ -139,6 +139,19 @@ def test_the_encrypted_payload_is_that_of_rfc_5282() -> None:
     assert data[28:32] == bytes((PayloadType.VENDOR_ID, 0)) + (len(data) - 28).to_bytes(2)
     key, salt = KEY_I.reveal()[:32], KEY_I.reveal()[32:]
     plaintext = AESGCM(key).decrypt(salt + data[32:40], data[40:], data[:32])
+    assert plaintext == bytes.fromhex("00 00 0006 6d65 00")
+
+
+def test_chacha20_is_laid_out_alike() -> None:
+    """RFC 7634: the same salt, IV and ICV as for AES-GCM.
+
+    covers: 6.8.2-4
+    """
+    sealer = Protection(key_out=KEY_I, key_in=KEY_R, encryption=EncryptionId.ENCR_CHACHA20_POLY1305)
+    data = sealer.seal(HEADER, (VendorId(b"me"),))
+    assert len(data) == len(pair()[0].seal(HEADER, (VendorId(b"me"),)))
+    key, salt = KEY_I.reveal()[:32], KEY_I.reveal()[32:]
+    plaintext = ChaCha20Poly1305(key).decrypt(salt + data[32:40], data[40:], data[:32])
     assert plaintext == bytes.fromhex("00 00 0006 6d65 00")
 
 

@@ -340,7 +340,7 @@ def test_a_peer_replaces_the_child_sa(peer: Peer) -> None:
     [
         ({"sa": esp(GCM, NO_ESN)}, Notify(NotifyType.NO_PROPOSAL_CHOSEN)),
         ({"sa": esp(Transform(1, 20, 128), P256, NO_ESN)}, Notify(NotifyType.NO_PROPOSAL_CHOSEN)),
-        ({"sa": esp(GCM, Transform(4, 14), NO_ESN)}, Notify(NotifyType.NO_PROPOSAL_CHOSEN)),
+        ({"sa": esp(GCM, Transform(4, 5), NO_ESN)}, Notify(NotifyType.NO_PROPOSAL_CHOSEN)),
         ({"sa": esp(GCM, P256, Transform(5, 1))}, Notify(NotifyType.NO_PROPOSAL_CHOSEN)),
         ({"sa": esp(GCM, P384, NO_ESN)}, Notify(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x14")),
         ({"i": TrafficSelectorsInitiator((HALF,))}, Notify(NotifyType.TS_UNACCEPTABLE)),
@@ -516,7 +516,7 @@ def refuse(peer: Peer, what: str, *payloads: Payload, now: float = 2.0) -> list[
         Notify(NotifyType.TEMPORARY_FAILURE),
         Notify(NotifyType.NO_PROPOSAL_CHOSEN),
         Notify(NotifyType.NO_ADDITIONAL_SAS),
-        Notify(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x0e"),
+        Notify(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x05"),
         Notify(NotifyType.INVALID_KE_PAYLOAD, b"\x00\x13"),
         Notify(NotifyType.INVALID_KE_PAYLOAD, b"?"),
         Notify(8000),

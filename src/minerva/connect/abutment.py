@@ -297,7 +297,8 @@ class Abutment(Child):
             case ike.Closed():
                 self._closed(port, event, now)
             case ike.KeyLog():
-                self.send(m.KeyLog("ikev2_decryption_table", ikev2_decryption_table_line(event)))
+                if (line := ikev2_decryption_table_line(event)) is not None:
+                    self.send(m.KeyLog("ikev2_decryption_table", line))
             case _:
                 log.debug("%s", event)
         self._follow_adjacency()

@@ -9,10 +9,12 @@ certificate request) can be signed through it.
 from __future__ import annotations
 
 from collections.abc import Set
+from enum import Enum, auto
+from typing import TypeGuard
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes, PublicKeyTypes
 
 from minerva.core.reader import Reader
@@ -41,7 +43,8 @@ from minerva.ikev2.payloads import (
     VendorId,
 )
 from minerva.ikev2.proposals import SecurityAssociation
-from minerva.pki.errors import Rule
+from minerva.pki.errors import KeyRuleError, Rule
+from minerva.pki.keys import check_public_key
 
 __all__ = [
     "HashAlgorithm",
@@ -59,15 +62,66 @@ _HASHES: dict[HashAlgorithm, hashes.HashAlgorithm] = {
     HashAlgorithm.SHA2_512: hashes.SHA512(),
 }
 
-# ecdsa-with-SHA256, -SHA384 and -SHA512 as AlgorithmIdentifiers (RFC 7427 appendix A.3): no parameters.
-_ECDSA = {
-    HashAlgorithm.SHA2_256: bytes.fromhex("300a06082a8648ce3d040302"),
-    HashAlgorithm.SHA2_384: bytes.fromhex("300a06082a8648ce3d040303"),
-    HashAlgorithm.SHA2_512: bytes.fromhex("300a06082a8648ce3d040304"),
+_NAMES = {HashAlgorithm.SHA2_256: 1, HashAlgorithm.SHA2_384: 2, HashAlgorithm.SHA2_512: 3}
+"""The last arcs of the object identifiers 2.16.840.1.101.3.4.2 of the hashes."""
+
+# AlgorithmIdentifiers of RFC 7427 appendix A. ecdsa-with-SHA256, -SHA384 and -SHA512 have no parameters;
+# sha256WithRSAEncryption and its like (appendix A.1) have NULL.
+_ECDSA = {algorithm: bytes.fromhex("300a06082a8648ce3d0403") + bytes((algorithm,)) for algorithm in _NAMES}
+_PKCS1 = {
+    HashAlgorithm.SHA2_256: bytes.fromhex("300d06092a864886f70d01010b0500"),
+    HashAlgorithm.SHA2_384: bytes.fromhex("300d06092a864886f70d01010c0500"),
+    HashAlgorithm.SHA2_512: bytes.fromhex("300d06092a864886f70d01010d0500"),
 }
-_ECDSA_HASHES = {identifier: algorithm for algorithm, identifier in _ECDSA.items()}
+
+
+def _der(tag: int, *parts: bytes) -> bytes:
+    body = b"".join(parts)
+    return bytes((tag, len(body))) + body
+
+
+def _pss(algorithm: HashAlgorithm, null: bytes, trailer: bytes) -> bytes:
+    """Return RSASSA-PSS with that hash, MGF1 with the same, and a salt of its length (appendix A.4)."""
+    hash_oid = _der(0x06, bytes.fromhex("608648016503040200")[:-1], bytes((_NAMES[algorithm],)))
+    hash_identifier = _der(0x30, hash_oid, null)
+    mask = _der(0x30, _der(0x06, bytes.fromhex("2a864886f70d010108")), hash_identifier)
+    salt = _der(0x02, bytes((_HASHES[algorithm].digest_size,)))
+    parameters = _der(0x30, _der(0xA0, hash_identifier), _der(0xA1, mask), _der(0xA2, salt), trailer)
+    return _der(0x30, _der(0x06, bytes.fromhex("2a864886f70d01010a")), parameters)
+
+
+_NULL, _TRAILER = bytes.fromhex("0500"), bytes.fromhex("a303020101")
+
+_PSS = {algorithm: _pss(algorithm, _NULL, _TRAILER) for algorithm in _NAMES}
+"""As RFC 7427 appendix A.4 writes them."""
+
+# The parameters of a hash may as well be absent (RFC 4055 section 2.1), and the trailer field is the default.
+_PSS_VARIANTS = [
+    {algorithm: _pss(algorithm, null, trailer) for algorithm in _NAMES}
+    for null in (_NULL, b"")
+    for trailer in (_TRAILER, b"")
+]
+
+
+class _Scheme(Enum):
+    ECDSA = auto()
+    PSS = auto()
+    PKCS1 = auto()
+
+
+_SCHEMES: dict[bytes, tuple[_Scheme, HashAlgorithm]] = {
+    identifier: (scheme, algorithm)
+    for scheme, table in (
+        (_Scheme.ECDSA, _ECDSA),
+        (_Scheme.PKCS1, _PKCS1),
+        *((_Scheme.PSS, variant) for variant in _PSS_VARIANTS),
+    )
+    for algorithm, identifier in table.items()
+}
 
 _PREFERRED = {256: HashAlgorithm.SHA2_256, 384: HashAlgorithm.SHA2_384, 521: HashAlgorithm.SHA2_512}
+
+_KEYS = "IKEv2 signs with RSA keys of 2,048 to 8,192 bits and ECDSA keys on P-256, P-384 and P-521"
 
 
 def check_own_init(message: bytes) -> None:
@@ -123,32 +177,53 @@ def choose_hash(key: PublicKeyTypes, offered: Set[HashAlgorithm] | None) -> Hash
     """Return the hash that we sign with by our ``key``, or ``None`` if the peer accepts none that we have.
 
     ``offered`` is what the peer announced; ``None`` if it did not: RFC 8994 section 6.8.3.1.2 then lets us
-    assume the support of method 14 all the same. The hash is as strong as the curve, if possible.
+    assume the support of method 14 all the same. The hash is as strong as the curve, if possible; for RSA
+    it is the one that all must have.
 
     Raises :class:`IkeUsageError` if we cannot sign with such a key.
     """
-    if not isinstance(key, ec.EllipticCurvePublicKey) or key.key_size not in _PREFERRED:
-        raise IkeUsageError(
-            "IKEv2 signs with ECDSA keys on P-256, P-384 or P-521; this node's key is another"
-        )
-    preferred = _PREFERRED[key.key_size]
+    if not _is_usable(key):
+        raise IkeUsageError(f"{_KEYS}; this node's key is another")
+    preferred = HashAlgorithm.SHA2_256
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        preferred = _PREFERRED[key.key_size]
     if offered is None or preferred in offered:
         return preferred
     return max(offered, default=None)
 
 
+def _is_usable(key: object) -> TypeGuard[ec.EllipticCurvePublicKey | rsa.RSAPublicKey]:
+    try:
+        check_public_key(key)  # type: ignore[arg-type]  # it looks itself at what the key is
+    except KeyRuleError:
+        return False
+    return True
+
+
 def sign(private_key: PrivateKeyTypes, octets: bytes, hash_algorithm: HashAlgorithm) -> bytes:
-    """Return the signature of ``octets``. Raises :class:`IkeUsageError` if the key is not an ECDSA key."""
-    if not isinstance(private_key, ec.EllipticCurvePrivateKey):
-        raise IkeUsageError(
-            "IKEv2 signs with ECDSA keys on P-256, P-384 or P-521; this node's key is another"
-        )
-    return private_key.sign(octets, ec.ECDSA(_HASHES[hash_algorithm]))
+    """Return the signature of ``octets``: ECDSA, or RSASSA-PSS, as RFC 8247 section 3.1 demands.
+
+    Raises :class:`IkeUsageError` for other keys.
+    """
+    algorithm = _HASHES[hash_algorithm]
+    if isinstance(private_key, ec.EllipticCurvePrivateKey):
+        return private_key.sign(octets, ec.ECDSA(algorithm))
+    if isinstance(private_key, rsa.RSAPrivateKey):
+        return private_key.sign(octets, _pss_padding(algorithm), algorithm)
+    raise IkeUsageError(f"{_KEYS}; this node's key is another")
 
 
-def authentication_data(hash_algorithm: HashAlgorithm, signature: bytes) -> bytes:
-    """Return the data of an AUTH payload of method 14 (RFC 7427 section 3): algorithm and signature."""
-    identifier = _ECDSA[hash_algorithm]
+def _pss_padding(algorithm: hashes.HashAlgorithm) -> padding.PSS:
+    return padding.PSS(padding.MGF1(algorithm), algorithm.digest_size)
+
+
+def authentication_data(key: PublicKeyTypes, hash_algorithm: HashAlgorithm, signature: bytes) -> bytes:
+    """Return the data of an AUTH payload of method 14 (RFC 7427 section 3): algorithm and signature.
+
+    ``key`` is the public key to what :func:`sign` was called with.
+    """
+    table = _PSS if isinstance(key, rsa.RSAPublicKey) else _ECDSA
+    identifier = table[hash_algorithm]
     return bytes((len(identifier),)) + identifier + signature
 
 
@@ -164,19 +239,41 @@ def verify(key: PublicKeyTypes, octets: bytes, authentication: Authentication) -
         identifier = reader.read(reader.u8("AlgorithmIdentifier length"), "AlgorithmIdentifier")
     except IkeDecodeError as error:
         raise _failed(f"the peer's signature cannot be read: {error}") from error
-    algorithm = _ECDSA_HASHES.get(identifier)
-    if algorithm is None or not isinstance(key, ec.EllipticCurvePublicKey):
+    scheme, hash_algorithm = _SCHEMES.get(identifier, (None, None))
+    # Before anything is computed: the size of a stranger's key is the stranger's choice.
+    if (
+        scheme is None
+        or hash_algorithm is None
+        or not _is_usable(key)
+        or (scheme is _Scheme.ECDSA) is not isinstance(key, ec.EllipticCurvePublicKey)
+    ):
         raise _failed(
             f"the peer signs with algorithm {identifier.hex()} and a key of type {type(key).__name__}; "
-            "only ECDSA with SHA-256, SHA-384 or SHA-512 is supported"
+            "only RSASSA-PSS, RSASSA-PKCS1-v1.5 and ECDSA with SHA-256, SHA-384 or SHA-512 are supported, "
+            "with RSA keys of 2,048 to 8,192 bits or on P-256, P-384 and P-521"
         )
     try:
-        key.verify(reader.rest(), octets, ec.ECDSA(_HASHES[algorithm]))
+        _verify(key, reader.rest(), octets, scheme, _HASHES[hash_algorithm])
     except InvalidSignature:
         raise _failed(
             "the peer's signature is wrong: it does not own the key of its certificate",
             Rule.PROOF_OF_POSSESSION,
         ) from None
+
+
+def _verify(
+    key: ec.EllipticCurvePublicKey | rsa.RSAPublicKey,
+    signature: bytes,
+    octets: bytes,
+    scheme: _Scheme,
+    algorithm: hashes.HashAlgorithm,
+) -> None:
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        key.verify(signature, octets, ec.ECDSA(algorithm))
+    elif scheme is _Scheme.PSS:
+        key.verify(signature, octets, _pss_padding(algorithm), algorithm)
+    else:
+        key.verify(signature, octets, padding.PKCS1v15(), algorithm)
 
 
 def _failed(reason: str, rule: Rule | None = None) -> IkePeerError:

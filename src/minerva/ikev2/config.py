@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from minerva.ikev2.constants import DhGroup, PrfId
+from minerva.ikev2.constants import DhGroup, EncryptionId, PrfId
 
 IKE_LIFETIME, CHILD_LIFETIME = 4 * 3600, 3600
 """How long an IKE SA and a child SA are used before they are rekeyed, in seconds."""
@@ -28,9 +28,18 @@ class Retransmission:
 class Config:
     """The settings of an :class:`~minerva.ikev2.endpoint.Endpoint`. Times are in seconds."""
 
-    groups: tuple[DhGroup, ...] = (DhGroup.ECP_256, DhGroup.CURVE25519, DhGroup.ECP_384)
+    groups: tuple[DhGroup, ...] = (
+        DhGroup.ECP_256,
+        DhGroup.CURVE25519,
+        DhGroup.ECP_384,
+        DhGroup.ECP_521,
+        DhGroup.MODP_2048,
+    )
     """Diffie-Hellman groups, the most preferred first. P-256 and X25519 cost the same here, and P-256 is the
     one that every peer must have (RFC 8994 section 6.8.3.1.2); P-384 costs six times as much."""
+
+    ciphers: tuple[EncryptionId, ...] = (EncryptionId.ENCR_AES_GCM_16, EncryptionId.ENCR_CHACHA20_POLY1305)
+    """Ciphers of IKE SAs, the most preferred first. (Child SAs have AES-GCM only.)"""
 
     prfs: tuple[PrfId, ...] = (PrfId.PRF_HMAC_SHA2_256, PrfId.PRF_HMAC_SHA2_384, PrfId.PRF_HMAC_SHA2_512)
     """Pseudorandom functions, the most preferred first."""

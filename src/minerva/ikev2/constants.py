@@ -112,9 +112,10 @@ class TransformType(IntEnum):
 
 
 class EncryptionId(IntEnum):
-    """Transform type 1. There is but one: RFC 8994 section 6.8.3.1.1 wants no other."""
+    """Transform type 1: those with an ICV of 16 bytes and 256-bit keys (RFC 8994 section 6.8.3.1.1)."""
 
     ENCR_AES_GCM_16 = 20
+    ENCR_CHACHA20_POLY1305 = 28
 
 
 class PrfId(IntEnum):
@@ -132,11 +133,13 @@ class IntegrityId(IntEnum):
 
 
 class DhGroup(IntEnum):
-    """Transform type 4 (RFC 5903, RFC 8031)."""
+    """Transform type 4 (RFC 3526, RFC 5903, RFC 8031)."""
 
     NONE = 0
+    MODP_2048 = 14
     ECP_256 = 19
     ECP_384 = 20
+    ECP_521 = 21
     CURVE25519 = 31
 
 

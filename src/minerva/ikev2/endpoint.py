@@ -122,7 +122,7 @@ class Endpoint:
         self.config = config or Config()
         self._context = Context(
             config=self.config,
-            policy=ike_policy(self.config.prfs, self.config.groups),
+            policy=ike_policy(self.config.prfs, self.config.groups, self.config.ciphers),
             child_policy=esp_policy(self.config.groups),
             credentials=self._credentials_of(identity),
             authenticate=authenticate,

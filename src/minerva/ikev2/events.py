@@ -151,7 +151,7 @@ class Transition:
 
 @dataclass(frozen=True, slots=True)
 class KeyLog:
-    """The keys of an IKE SA, 32 bytes of AES-256 and 4 of salt each (only with ``Config.keylog``)."""
+    """The keys of an IKE SA, 32 bytes for the cipher and 4 of salt each (only with ``Config.keylog``)."""
 
     sa: int
     spi_i: bytes

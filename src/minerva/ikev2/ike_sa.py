@@ -467,7 +467,9 @@ class IkeSa:
 
     def _log_keys(self, keys: IkeKeys, spi_r: bytes) -> None:
         if self._context.config.keylog:
-            self._context.events.append(KeyLog(self.number, self._spi_i, spi_r, keys.sk_ei, keys.sk_er))
+            self._context.events.append(
+                KeyLog(self.number, self._spi_i, spi_r, keys.sk_ei, keys.sk_er, keys.encryption)
+            )
 
     def _up(self, peer: Peer, child: ChildKeys, now: float) -> None:
         self.peer = peer

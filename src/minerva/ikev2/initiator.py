@@ -23,7 +23,6 @@ from minerva.ikev2.constants import (
     Flag,
     HashAlgorithm,
     NotifyType,
-    PrfId,
     ProtocolId,
     TransformType,
     notify_name,
@@ -64,7 +63,7 @@ from minerva.ikev2.payloads import (
     read_signature_hashes,
     signature_hashes,
 )
-from minerva.ikev2.proposals import SecurityAssociation, find
+from minerva.ikev2.proposals import SecurityAssociation, find, suite
 from minerva.ikev2.rekeying import RekeyingSa
 
 _AUTH_MESSAGE_ID = 1
@@ -99,9 +98,7 @@ class _Candidate:
     request: Request | None = None
 
     def __post_init__(self) -> None:
-        self.protection = Protection(
-            key_out=self.keys.sk_ei, key_in=self.keys.sk_er, max_datagram=self.max_datagram
-        )
+        self.protection = Protection.of(self.keys, initiator=True, max_datagram=self.max_datagram)
 
     def next_timer(self) -> float:
         return self.deadline if self.request is None else self.request.next_timer()
@@ -248,11 +245,11 @@ class Initiator(RekeyingSa):
             raise IkeDecodeError("it chose what we did not offer")
         nonce_r = required(payloads, Nonce).data
         shared = attempt.agreement.load(key_exchange.data)()
-        prf = PrfId(find(chosen, TransformType.PRF))
+        prf, encryption = suite(chosen)
         return _Candidate(
             spi_r=header.spi_r,
             nonce_r=nonce_r,
-            keys=IkeKeys.derive(prf, shared, self._nonce_i, nonce_r, self._spi_i, header.spi_r),
+            keys=IkeKeys.derive(prf, shared, self._nonce_i, nonce_r, self._spi_i, header.spi_r, encryption),
             own_message=attempt.message,
             peer_messages=[data],
             hash=hash_for(self._credentials, read_signature_hashes(payloads)),
@@ -297,7 +294,7 @@ class Initiator(RekeyingSa):
                 *self._credentials.certificates,
                 *first,
                 self._credentials.request,
-                digital_signature(authentication_data(candidate.hash, signature)),
+                digital_signature(authentication_data(self._credentials.key, candidate.hash, signature)),
                 *self._child_offer,
             ),
         )

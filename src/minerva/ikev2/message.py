@@ -1,6 +1,7 @@
 """Messages: the header, the chain of payloads, and the encrypted payload (RFC 7296 sections 3.1, 3.2, 3.14).
 
-The encrypted payload is that of RFC 5282 for AES-GCM with an ICV of 16 bytes::
+The encrypted payload is that of RFC 5282 for AES-GCM with an ICV of 16 bytes, and the same for
+ChaCha20-Poly1305 (RFC 7634)::
 
     Next Payload 8 | C | RESERVED 7 | Payload Length 16 | IV 64 | ciphertext | ICV 128
 
@@ -24,7 +25,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM, ChaCha20Poly1305
 
 from minerva.core.secret import Secret
 from minerva.ikev2.constants import (
@@ -33,10 +34,12 @@ from minerva.ikev2.constants import (
     MAX_MESSAGE_LENGTH,
     MAX_PAYLOADS,
     VERSION,
+    EncryptionId,
     Flag,
     NotifyType,
     PayloadType,
 )
+from minerva.ikev2.crypto import IkeKeys
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError
 from minerva.ikev2.payloads import DECODERS, UNREAD, Notify, Opaque, Payload, payload_type
 
@@ -220,17 +223,30 @@ class _Reassembly:
 class Protection:
     """Seals and opens the messages of one IKE SA, with one key for each direction (RFC 5282).
 
-    Each key is 32 bytes of AES-256 and 4 of salt. ``max_datagram`` is the longest message that is sent in
-    one piece; ``None`` if the peer cannot put fragments together.
+    Each key is 32 bytes for the cipher and 4 of salt. ``max_datagram`` is the longest message that is sent
+    in one piece; ``None`` if the peer cannot put fragments together.
     """
 
-    def __init__(self, key_out: Secret, key_in: Secret, *, max_datagram: int | None = None) -> None:
+    def __init__(
+        self,
+        key_out: Secret,
+        key_in: Secret,
+        *,
+        encryption: EncryptionId = EncryptionId.ENCR_AES_GCM_16,
+        max_datagram: int | None = None,
+    ) -> None:
         self.max_datagram = max_datagram
-        self._salt_out, self._cipher_out = _split(key_out)
-        self._salt_in, self._cipher_in = _split(key_in)
+        self._salt_out, self._cipher_out = _split(key_out, encryption)
+        self._salt_in, self._cipher_in = _split(key_in, encryption)
         # A counter can never repeat; RFC 5282 section 3.1 recommends it. The key is of this SA alone.
         self._sealed = 0
         self._reassembly: dict[bool, _Reassembly] = {}  # the one of a request, the one of a response
+
+    @classmethod
+    def of(cls, keys: IkeKeys, *, initiator: bool, max_datagram: int | None) -> Protection:
+        """Return what the ``initiator`` of an IKE SA, or the other side, uses."""
+        key_out, key_in = (keys.sk_ei, keys.sk_er) if initiator else (keys.sk_er, keys.sk_ei)
+        return cls(key_out, key_in, encryption=keys.encryption, max_datagram=max_datagram)
 
     def seal(self, header: Header, payloads: Iterable[Payload]) -> bytes:
         """Return the message with ``payloads`` in its encrypted payload, in one piece."""
@@ -325,6 +341,12 @@ class Protection:
         return first, plaintext[:-padding], front[front_length - extra :]
 
 
-def _split(key: Secret) -> tuple[bytes, AESGCM]:
+_CIPHERS: dict[EncryptionId, type[AESGCM] | type[ChaCha20Poly1305]] = {
+    EncryptionId.ENCR_AES_GCM_16: AESGCM,
+    EncryptionId.ENCR_CHACHA20_POLY1305: ChaCha20Poly1305,
+}
+
+
+def _split(key: Secret, encryption: EncryptionId) -> tuple[bytes, AESGCM | ChaCha20Poly1305]:
     material = key.reveal()
-    return material[-_SALT_LENGTH:], AESGCM(material[:-_SALT_LENGTH])
+    return material[-_SALT_LENGTH:], _CIPHERS[encryption](material[:-_SALT_LENGTH])

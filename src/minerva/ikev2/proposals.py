@@ -231,6 +231,11 @@ def _omissible(choices: tuple[Transform, ...]) -> bool:
     return len(choices) == 1 and choices[0].id == 0
 
 
+def suite(proposal: Proposal) -> tuple[PrfId, EncryptionId]:
+    """Return the PRF and the cipher of a chosen proposal for an IKE SA."""
+    return PrfId(find(proposal, TransformType.PRF)), EncryptionId(find(proposal, TransformType.ENCR))
+
+
 def find(proposal: Proposal, kind: TransformType) -> int:
     """Return the number of the one transform of type ``kind`` that a chosen proposal has."""
     (number,) = (transform.id for transform in proposal.transforms if transform.type == kind)
@@ -238,17 +243,26 @@ def find(proposal: Proposal, kind: TransformType) -> int:
 
 
 AES_GCM_256 = Transform(TransformType.ENCR, EncryptionId.ENCR_AES_GCM_16, 256)
-"""The one cipher of the profile, for ESP (RFC 8994 section 6.8.3.1.1) and for the IKE SA itself."""
+"""The one cipher for ESP (RFC 8994 section 6.8.3.1.1), and the first choice for the IKE SA itself."""
+
+CHACHA20_POLY1305 = Transform(TransformType.ENCR, EncryptionId.ENCR_CHACHA20_POLY1305)
+"""The second choice for IKE SAs. Its keys have 256 bits always, so no attribute says so (RFC 7634)."""
+
+_CIPHERS = {cipher.id: cipher for cipher in (AES_GCM_256, CHACHA20_POLY1305)}
 
 _NO_INTEGRITY = (Transform(TransformType.INTEG, IntegrityId.NONE),)
 
 
-def ike_policy(prfs: Sequence[PrfId], groups: Sequence[DhGroup]) -> Policy:
-    """Return the policy for IKE SAs with these PRFs and groups, the most preferred first."""
+def ike_policy(
+    prfs: Sequence[PrfId],
+    groups: Sequence[DhGroup],
+    ciphers: Sequence[EncryptionId] = (EncryptionId.ENCR_AES_GCM_16,),
+) -> Policy:
+    """Return the policy for IKE SAs with these algorithms, the most preferred first."""
     return Policy(
         ProtocolId.IKE,
         {
-            TransformType.ENCR: (AES_GCM_256,),
+            TransformType.ENCR: tuple(_CIPHERS[cipher] for cipher in ciphers),
             TransformType.PRF: tuple(Transform(TransformType.PRF, prf) for prf in prfs),
             TransformType.INTEG: _NO_INTEGRITY,
             TransformType.DH: tuple(Transform(TransformType.DH, group) for group in groups),

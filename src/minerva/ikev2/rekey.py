@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 
 from minerva.ikev2.child import answer_child, child_keys, offer_child, read_child_answer
 from minerva.ikev2.children import Child
-from minerva.ikev2.constants import DhGroup, NotifyType, PrfId, ProtocolId, TransformType
+from minerva.ikev2.constants import DhGroup, NotifyType, ProtocolId, TransformType
 from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import ChildKeys
 from minerva.ikev2.message import required
 from minerva.ikev2.payloads import KeyExchange, Nonce, Notify, Payload
-from minerva.ikev2.proposals import Policy, Proposal, SecurityAssociation, Transform, find
+from minerva.ikev2.proposals import Policy, Proposal, SecurityAssociation, Transform, find, suite
 
 
 @dataclass(slots=True, eq=False)
@@ -103,9 +103,9 @@ class IkeRekeying(Rekeying):
         if chosen is None or not any(chosen.spi):
             raise IkeDecodeError("the peer chose an IKE SA that we did not offer")
         nonce_r = required(payloads, Nonce).data
-        prf = PrfId(find(chosen, TransformType.PRF))
+        prf, encryption = suite(chosen)
         shared = self._shared(payloads, chosen)
-        fresh = keys.successor(prf, shared, self.nonce, nonce_r, self.spi, chosen.spi)
+        fresh = keys.successor(prf, shared, self.nonce, nonce_r, self.spi, chosen.spi, encryption)
         return fresh, chosen.spi, nonce_r
 
 
@@ -163,9 +163,9 @@ def grant_ike(
         raise IkeDecodeError("a new IKE SA with an SPI of zero")
     agreement = new_agreement(DhGroup(key_exchange.group))
     shared = _compute(agreement, key_exchange)
-    prf = PrfId(find(chosen, TransformType.PRF))
+    prf, encryption = suite(chosen)
     return IkeGrant(
-        keys.successor(prf, shared, nonce_i, nonce, proposal.spi, spi_r),
+        keys.successor(prf, shared, nonce_i, nonce, proposal.spi, spi_r, encryption),
         proposal.spi,
         min(nonce_i, nonce),
         (

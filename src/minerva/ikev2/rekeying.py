@@ -459,10 +459,9 @@ class Successor(RekeyingSa):
         self._predecessor: RekeyingSa | None = predecessor
         self._spi_i, self._spi_r = spi_i, spi_r
         self._keys = keys
-        self._protection = Protection(
-            key_out=keys.sk_ei if initiator else keys.sk_er,
-            key_in=keys.sk_er if initiator else keys.sk_ei,
-            max_datagram=predecessor._protection.max_datagram if predecessor._protection else None,
+        assert predecessor._protection is not None
+        self._protection = Protection.of(
+            keys, initiator=initiator, max_datagram=predecessor._protection.max_datagram
         )
         self._rekey_group = predecessor._rekey_group
         self._quiet = self._visible = True

@@ -13,7 +13,7 @@ from ipaddress import IPv6Address
 
 from minerva.ikev2.auth import authentication_data, signed_octets
 from minerva.ikev2.child import answer_child, child_keys
-from minerva.ikev2.constants import DhGroup, ExchangeType, HashAlgorithm, NotifyType, PrfId, TransformType
+from minerva.ikev2.constants import DhGroup, ExchangeType, HashAlgorithm, NotifyType, TransformType
 from minerva.ikev2.credentials import authenticate_peer, describe_certificates, hash_for, read_certificates
 from minerva.ikev2.crypto import IkeKeys, new_agreement
 from minerva.ikev2.errors import IkeCryptoError, IkePeerError
@@ -31,7 +31,7 @@ from minerva.ikev2.payloads import (
     read_signature_hashes,
     signature_hashes,
 )
-from minerva.ikev2.proposals import SecurityAssociation, find
+from minerva.ikev2.proposals import SecurityAssociation, find, suite
 from minerva.ikev2.rekey import choose_ike
 from minerva.ikev2.rekeying import RekeyingSa
 
@@ -73,7 +73,7 @@ class Responder(RekeyingSa):
         self._init_request = request
         key_exchange = required(payloads, KeyExchange)
         _, chosen = choose_ike(context.policy, required(payloads, SecurityAssociation), key_exchange)
-        self._prf = PrfId(find(chosen, TransformType.PRF))
+        self._prf, self._encryption = suite(chosen)
         self._nonce_i = required(payloads, Nonce).data
         self._peer_hashes = read_signature_hashes(payloads)
         agreement = new_agreement(DhGroup(find(chosen, TransformType.DH)))
@@ -120,11 +120,15 @@ class Responder(RekeyingSa):
                 self._end(now, linger=False)
                 return None
             self._keys = IkeKeys.derive(
-                self._prf, shared, self._nonce_i, self._nonce_r, self._spi_i, self._spi_r
+                self._prf,
+                shared,
+                self._nonce_i,
+                self._nonce_r,
+                self._spi_i,
+                self._spi_r,
+                self._encryption,
             )
-            self._protection = Protection(
-                key_out=self._keys.sk_er, key_in=self._keys.sk_ei, max_datagram=self._max_datagram
-            )
+            self._protection = Protection.of(self._keys, initiator=False, max_datagram=self._max_datagram)
         return self._protection
 
     def _handle_request(self, exchange: int, payloads: Sequence[Payload], now: float) -> None:
@@ -204,7 +208,7 @@ class Responder(RekeyingSa):
                 self._credentials.id_r,
                 *self._credentials.certificates,
                 *first,
-                digital_signature(authentication_data(accepted.hash, signature)),
+                digital_signature(authentication_data(self._credentials.key, accepted.hash, signature)),
                 *accepted.child_payloads,
             )
         )
