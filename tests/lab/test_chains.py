@@ -73,6 +73,7 @@ def reach(host: Namespace, source: str, destination: str) -> None:
         (1, ["--key-type", "p384"]),
         (2, ["--scheme", "vlong8"]),
         (0, ["--scheme", "vlong16", "--key-type", "p521"]),
+        (2, ["--key-type", "rsa2048"]),
     ],
 )
 def test_chains_keys_and_schemes(
@@ -80,7 +81,7 @@ def test_chains_keys_and_schemes(
 ) -> None:
     """With two intermediates an IKE_AUTH message does not fit into one packet.
 
-    covers: 6.2.4-4, 6.2.4-5, 6.11.5-1, 6.2.1-5
+    covers: 6.2.4-4, 6.2.4-5, 6.11.5-1, 6.2.1-5, 6.8.3.1.2-6
     """
     run("ca", "init", "acp.example", "--dir", tmp_path / "ca0")
     for level in range(intermediates):
