@@ -800,6 +800,28 @@ def test_local_objectives_are_negotiated_on_the_link() -> None:
         assert node.core.status(network.simulator.now)["sessions"] == []
 
 
+@pytest.mark.parametrize("who", ["initiator", "responder"])
+def test_who_gives_up_on_the_link_says_so(who: str) -> None:
+    """As the connection, whose end would tell it otherwise, goes on."""
+    network = line(2)
+    initiator, responder = network.asa(0, client=1), network.asa(1, client=2)
+    responder.register(ex1(), local=True)
+    initiator.register(ex1())
+    listening = responder.call("listen_negotiate", ex1())
+    request = initiator.call("request_negotiate", ex1(1), None, 0)
+    network.run(0.5)
+    session, _ = listening.result
+    node = network.nodes[0 if who == "initiator" else 1]
+    node.core.client_gone(1 if who == "initiator" else 2, network.simulator.now)
+    network.streams.pump(node)
+    network.run(0.1)
+    if who == "responder":
+        assert request.code is ErrorCode.declined
+    else:
+        assert responder.call("negotiate_step", session, ex1(2), 0).code is ErrorCode.declined
+    assert all(node.core.status(network.simulator.now)["sessions"] == [] for node in network.nodes)
+
+
 # --- one conversation, cut anywhere ---------------------------------------------------------------
 
 

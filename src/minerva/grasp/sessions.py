@@ -506,13 +506,16 @@ class Sessions:
     def _finish(self, session: Session, step: Step, code: ErrorCode, reason: str) -> None:
         if session.state is State.ENDED:
             return
+        begun = session.state in (State.TURN, State.WAITING)
         self._move(session, step)
         connection = session.connection
         self._detach(session)
-        if connection is not None:
-            known = self._substrate.get(connection)
-            if known is not None and known.interface is None:
-                self._substrate.close(connection)
+        known = None if connection is None else self._substrate.get(connection)
+        if known is not None and known.interface is None:
+            self._substrate.close(known.number)
+        elif known is not None and step is Step.FAILED and begun and session.negotiation:
+            # A link's own connection stays, so its end cannot tell the peer.
+            self._substrate.send(known.number, End(session.session_id, accepted=False).encode())
         self._leave_queue(session)
         self._sessions.pop((session.session_id, session.initiated), None)
         if not any((session.session_id, initiated) in self._sessions for initiated in (True, False)):
