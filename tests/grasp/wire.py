@@ -84,6 +84,7 @@ class Wire:
 
     def run(self, seconds: float) -> None:
         """Let time pass."""
+        self._take()
         end = self.now + seconds
         while (when := self.core.next_timer()) is not None and when <= end:
             self.now = max(self.now, when)

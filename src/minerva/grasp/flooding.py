@@ -155,7 +155,7 @@ class Flooding:
         self._counters["objectives-refused"] += len(flood.entries) - len(kept)
         if not kept:
             return False
-        left = 0 if link_local else first.loop_count - 1
+        left = first.loop_count - 1
         taken = replace(flood, entries=tuple(kept))
         self._store(taken, interface, left, now)
         self._relay(taken, left, interface)
@@ -290,7 +290,7 @@ class Flooding:
     def _replay_one(self, interface: int, key: _FloodKey, now: float) -> None:
         copies = [self._cache[name][locator] for name, locator in self._floods.get(key, ())]
         copies = [copy for copy in copies if copy.expires > now]
-        if not copies or copies[0].loop_count < 1 or key[1].is_link_local:
+        if not copies or copies[0].loop_count < 1:
             return
         expires = copies[0].expires
         ttl = 0 if expires == inf else max(1, int((expires - now) * 1000))
