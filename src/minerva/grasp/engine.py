@@ -224,11 +224,11 @@ class GraspEngine:
             case _:
                 self._sessions.receive(connection, message, now)
 
-    def on_nonsense(self, connection: int, error: GraspDecodeError, now: float) -> None:
+    def on_nonsense(self, connection: int, error: GraspDecodeError, now: float) -> None:  # noqa: ARG002
         """Answer what is no message with M_INVALID, if it came by unicast (RFC 8990 section 2.8.2)."""
         known = self._substrate.get(connection)
         if known is not None and known.interface is None:
-            self._sessions.nonsense(connection, error.message_type, error.session_id, now)
+            self._sessions.nonsense(connection, error.session_id)
 
     def on_connected(self, connection: int, now: float) -> None:
         """Note that a connection that a session asked for is there."""

@@ -342,9 +342,9 @@ class Sessions:
             self._counters["no-such-session"] += 1
             self._send_invalid(connection, message.session_id, message.encode())
 
-    def nonsense(self, connection: int, message_type: int | None, session_id: int | None, now: float) -> None:  # noqa: ARG002
+    def nonsense(self, connection: int, session_id: int | None) -> None:
         """Something that is no message came on a unicast connection."""
-        if session_id is None or message_type == Invalid.TYPE:
+        if session_id is None:  # an M_INVALID that has one is a message
             return
         session = self._by_connection.get((connection, session_id))
         self._send_invalid(connection, session_id, b"")
