@@ -220,8 +220,11 @@ def test_a_link_that_has_run_well_is_connected_again_soon() -> None:
     node.run(11)
     node.core.closed(connection, "reset", node.now)
     assert node.core.ready_links() == []
-    [(after, action)] = node.run(1)
-    assert (round(after, 3), type(action)) == (0.2, Connect)
+    lost = node.now
+    times = [lost, *attempts(node, 100)]
+    gaps = [round(b - a, 3) for a, b in pairwise(times)]
+    assert gaps[:5] == [0.2, 0.4, 0.8, 1.6, 3.2]  # soon, and then as patiently as ever
+    assert gaps[-1] == 10.0
 
 
 def test_a_link_that_is_lost_again_and_again_backs_off() -> None:
