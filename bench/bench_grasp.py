@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import os
 import sys
 import time
 import tracemalloc
@@ -16,6 +17,7 @@ from ipaddress import IPv6Address
 from random import Random
 from typing import Any
 
+from _grasp_live import live
 from _report import report
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.constants import ObjectiveFlag
@@ -218,16 +220,20 @@ def main() -> None:
     negotiation(100)
     answers = [synchronization(count) for _ in runs]
     figures: list[tuple[str, list[float], str]] = [
-        ("relayed flood", [relayed_flood(count) for _ in runs], "us of CPU"),
-        ("synchronization, who asks", [asks for asks, _ in answers], "us of CPU"),
-        ("synchronization, who answers", [answers_ for _, answers_ in answers], "us of CPU"),
-        ("negotiation with a counter-offer, both", [negotiation(count) for _ in runs], "us of CPU"),
-        ("memory of an engine at rest", [memory_at_rest(200) for _ in runs], "KiB"),
-        ("memory of a cached flood", [memory_per_flood(count) for _ in runs], "bytes"),
+        ("relay_cpu_us", [relayed_flood(count) for _ in runs], "us"),
+        ("sync_asker_cpu_us", [asks for asks, _ in answers], "us"),
+        ("sync_answerer_cpu_us", [answers_ for _, answers_ in answers], "us"),
+        ("negotiation_cpu_us", [negotiation(count) for _ in runs], "us"),
+        ("engine_kib", [memory_at_rest(200) for _ in runs], "KiB"),
+        ("flood_bytes", [memory_per_flood(count) for _ in runs], "bytes"),
     ]
     for figure, values, unit in figures:
         report("grasp", figure, values, unit, "lower")
         print(f"{figure}: {[round(value, 1) for value in values]} {unit}", file=sys.stderr)
+    if os.geteuid() == 0:
+        live()
+    else:
+        print("between real nodes nothing is measured: that needs root", file=sys.stderr)
 
 
 if __name__ == "__main__":

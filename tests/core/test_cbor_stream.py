@@ -89,6 +89,23 @@ def test_an_item_that_grows_too_large_is_refused() -> None:
         scanner.feed(bytes(1))
 
 
+def test_one_byte_too_many_is_refused_however_it_comes() -> None:
+    item = b"\x58\x61" + bytes(97)
+    assert ItemScanner(max_size=99).feed(item) == [item]
+    for cut in range(1, len(item) + 1):
+        assert "more than 98 bytes" in str(refused(ItemScanner(max_size=98), item[:cut], item[cut:]))
+
+
+def refused(scanner: ItemScanner, *pieces: bytes) -> cbor.CborError | None:
+    """Return why the pieces of a stream are refused."""
+    try:
+        for piece in pieces:
+            assert scanner.feed(piece) == []
+    except cbor.CborError as error:
+        return error
+    return None
+
+
 def test_what_came_before_the_break_is_not_lost() -> None:
     scanner = ItemScanner()
     assert scanner.feed(b"\x01\x02\xff\x03") == [b"\x01", b"\x02"]

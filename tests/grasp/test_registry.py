@@ -349,3 +349,16 @@ def test_the_node_can_be_asked_where_it_is_and_how_it_does() -> None:
     wire = Wire()
     assert wire.result(wire.call("node")) == {"address": address(1).packed, "port": 7017}
     assert wire.result(wire.call("status")) == wire.core.status(wire.now)
+
+
+def test_values_that_others_need_not_take() -> None:
+    """Too long, or nested too deeply: refused here, where the ASA can be told, and not by its peers."""
+    network = Network(1)
+    asa = network.asa(0)
+    asa.register(objective("EX1", F_SYNCH))
+    deep: object = 0
+    for _ in range(15):
+        deep = [deep]
+    for value in ("x" * 2048, deep):
+        call = asa.call("listen_synchronize", objective("EX1", F_SYNCH, value))
+        assert call.code is ErrorCode.unspec

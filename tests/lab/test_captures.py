@@ -51,9 +51,9 @@ ALL_ON_A_LINK = {"ND", "MLD", "DULL GRASP", "IKE", "ESP"}
 ROUTER_SOLICITATION, NEIGHBOUR_SOLICITATION, NEIGHBOUR_ADVERTISEMENT = "133", "135", "136"
 UNREACHABLE, TIME_EXCEEDED, ECHO, ECHO_REPLY, MLD2_REPORT, RPL = "1", "3", "128", "129", "143", "155"
 
-# What tshark warns of though nothing is wrong: it knows no acp-node-name, the first pings of a node that waits
-# for the others are in vain, TCP sends again what a busy machine has acknowledged too late, and it resets
-# what nobody needs any more.
+# What tshark warns of though nothing is wrong: it knows no acp-node-name, the first pings of a node that
+# waits for the others are in vain, TCP sends again what a busy machine has acknowledged too late, and it
+# resets what nobody needs any more.
 HARMLESS = (
     "BER: Dissector for OID not implemented",
     "No response seen to ICMPv6 request",

@@ -51,6 +51,8 @@ class ItemScanner:
         items: list[bytes] = []
         try:
             while self._scan():
+                if self._position > self._max_size:
+                    raise CborError(f"CBOR item of more than {self._max_size} bytes")
                 items.append(bytes(self._buffer[: self._position]))
                 del self._buffer[: self._position]
                 self._position = 0

@@ -160,12 +160,16 @@ class Registry:
         """Return who listens for negotiations of an objective."""
         return [item for item in self._objectives.get(name, ()) if item.negotiating]
 
-    def synchronizing(self, name: str) -> Objective | None:
-        """Return what a synchronization request is answered with, or ``None``; who listens comes first."""
-        for item in self._objectives.get(name, ()):
+    def synchronizing(self, name: str, *, local: bool) -> Objective | None:
+        """Return what a synchronization request is answered with, or ``None``; who listens comes first.
+
+        ``local`` tells whether the request came over a link, as those for objectives of the link do.
+        """
+        items = [item for item in self._objectives.get(name, ()) if item.local == local]
+        for item in items:
             if item.make is not None:
                 return item.make()
-        values = [item for item in self._objectives.get(name, ()) if item.value is not None]
+        values = [item for item in items if item.value is not None]
         return min(values, key=lambda item: item.flooded).value if values else None
 
     def __iter__(self) -> Iterator[Registration]:

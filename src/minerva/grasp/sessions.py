@@ -25,6 +25,7 @@ from minerva.grasp.messages import (
     RequestSynchronization,
     Synch,
     Wait,
+    decode,
 )
 from minerva.grasp.options import NO_VALUE, IPv6Locator, Objective
 from minerva.grasp.registry import Asa, Registration, Registry
@@ -46,14 +47,14 @@ _EPITAPHS = 256
 
 
 def check_size(message: Message) -> None:
-    """Raise :class:`AsaError` if ``message`` is too long to be sent unasked (RFC 8990 section 2.8.3)."""
+    """Raise :class:`AsaError` if others need not take ``message``.
+
+    It may be too long to be sent unasked (RFC 8990 section 2.8.3), or nested more deeply than we take it.
+    """
     try:
-        size = len(message.encode())
+        decode(message.encode(), max_size=GRASP_DEF_MAX_SIZE)
     except GraspError as error:
         raise AsaError(ErrorCode.unspec, str(error)) from error
-    if size > GRASP_DEF_MAX_SIZE:
-        problem = f"a message of {size} bytes, at most {GRASP_DEF_MAX_SIZE} allowed"
-        raise AsaError(ErrorCode.unspec, problem)
 
 
 # Of a session by its number, or (in a conversation with ourselves) of each of its two ends.
@@ -416,7 +417,7 @@ class Sessions:
             self._substrate.close(connection)
 
     def _synchronize(self, connection: int, message: RequestSynchronization, *, local: bool) -> None:
-        value = self._registry.synchronizing(message.objective.name)
+        value = self._registry.synchronizing(message.objective.name, local=local)
         if value is None:
             self._refuse(connection)
             return
