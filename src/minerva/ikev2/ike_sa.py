@@ -311,7 +311,6 @@ class IkeSa:
             payloads = decode_payloads(*opened[:2])
             if (critical := unsupported_critical(payloads)) is not None:
                 raise IkeDecodeError(f"critical payload of type {critical}, which we do not know")
-            self._request = None
             self._handle_response(request, payloads, now)
         except IkeDecodeError as error:
             self._report(f"the peer sent a malformed response: {error}")
@@ -325,6 +324,7 @@ class IkeSa:
             self._report(refusal(error), by_peer=True)
             self._end(now)
         else:
+            self._request = None
             if request.task is not None:
                 self._finish_task(request.task, payloads, now)
             if self._queue and self._request is None:
