@@ -569,6 +569,18 @@ def test_another_group_is_wanted(what: str) -> None:
     assert sa_of(a)._rekey_group is DhGroup.CURVE25519
 
 
+@pytest.mark.parametrize("what", ["child", "ike"])
+def test_the_group_of_the_handshake_is_the_first(what: str) -> None:
+    a, b = hands(CONFIG, replace(CONFIG, groups=(DhGroup.ECP_384,)))
+    a.endpoint.initiate(B, 500, 0.0)
+    exchange(a, b, [datagram.data for datagram in a.out()], 0.0)
+    for first, second in ((a, b), (b, a)):
+        exchange(first, second, begin(first, what, 2.0), 2.0)
+        for reason in (*a.endpoint.counters, *b.endpoint.counters):
+            assert "refused" not in reason or "IKE_SA_INIT" in reason
+    assert len(a.of(ChildUp) if what == "child" else a.of(IkeRekeyed)) == (1 if what == "child" else 2)
+
+
 def test_the_peer_does_not_know_our_child_sa(peer: Peer) -> None:
     """Then there is nothing to go on with (section 2.25)."""
     (delete,) = refuse(peer, "child", Notify(NotifyType.CHILD_SA_NOT_FOUND, protocol=3, spi=b"1234"))

@@ -94,6 +94,7 @@ class _Candidate:
     hash: HashAlgorithm
     deadline: float
     max_datagram: int | None
+    group: DhGroup
     protection: Protection = field(init=False)
     request: Request | None = None
 
@@ -207,7 +208,7 @@ class Initiator(RekeyingSa):
         self._error = f"the peer refused our IKE_SA_INIT: {name}"
         if error.notify_type == NotifyType.NO_PROPOSAL_CHOSEN:
             groups = ", ".join(group.name for group in self._context.config.groups)
-            self._error += f"; it has none of AES-GCM-256 with HMAC-SHA2 and {groups}"
+            self._error += f"; it has none of our ciphers with HMAC-SHA2 and {groups}"
         self._init_deadline = min(self._init_deadline, now + self._context.config.error_grace)
         if self._request is not None:
             self._request.deadline = self._init_deadline
@@ -255,6 +256,7 @@ class Initiator(RekeyingSa):
             hash=hash_for(self._credentials, read_signature_hashes(payloads)),
             deadline=now + self._context.config.handshake.give_up,
             max_datagram=max_datagram(self._context.config, payloads),
+            group=attempt.agreement.group,
         )
 
     # --- the IKE_AUTH request ------------------------------------------------------------------------------
@@ -373,6 +375,7 @@ class Initiator(RekeyingSa):
         """Make the candidate the SA's one peer."""
         self._spi_r = candidate.spi_r
         self._keys = candidate.keys
+        self._rekey_group = candidate.group
         self._protection = candidate.protection
         self._orphans = [other for other in self._candidates if other is not candidate and other.request]
         self._candidates.clear()

@@ -57,6 +57,7 @@ class RekeyingSa(IkeSa):
         self._rekey_at: float | None = None
         self._rekey_failures = 0
         self._dies_at: float | None = None
+        # What is to be asked for first: the group of the handshake, or what the peer wanted instead since.
         self._rekey_group = self._context.config.groups[0]
         self._heir: Successor | None = None  # made in answer to the peer, and not confirmed yet
 

@@ -77,6 +77,7 @@ class Responder(RekeyingSa):
         self._nonce_i = required(payloads, Nonce).data
         self._peer_hashes = read_signature_hashes(payloads)
         agreement = new_agreement(DhGroup(find(chosen, TransformType.DH)))
+        self._rekey_group = agreement.group
         self._shared_secret = agreement.load(key_exchange.data)
         self._nonce_r = context.random_bytes(NONCE_LENGTH)
         self._accepted: _Accepted | None = None
