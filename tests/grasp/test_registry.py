@@ -14,7 +14,7 @@ from minerva.grasp.constants import TransportProto
 from minerva.grasp.messages import End, Negotiate, RequestNegotiation, Synch
 from minerva.grasp.options import FqdnLocator, Objective
 from minerva.grasp.registry import Registry, check_objective
-from tests.grasp.network import F_DISC, F_NEG, F_NEG_DRY, F_SYNCH, address, objective
+from tests.grasp.network import F_DISC, F_NEG, F_NEG_DRY, F_SYNCH, address, line, objective
 from tests.grasp.test_session_id import Dice
 from tests.grasp.wire import Wire, discovery, locator
 
@@ -353,8 +353,7 @@ def test_the_node_can_be_asked_where_it_is_and_how_it_does() -> None:
 
 def test_values_that_others_need_not_take() -> None:
     """Too long, or nested too deeply: refused here, where the ASA can be told, and not by its peers."""
-    network = Network(1)
-    asa = network.asa(0)
+    asa = line(1).asa(0)
     asa.register(objective("EX1", F_SYNCH))
     deep: object = 0
     for _ in range(15):
