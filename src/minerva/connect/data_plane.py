@@ -22,6 +22,7 @@ from minerva.connect.messages import (
     ChannelRekey,
     Traffic,
 )
+from minerva.connect.sending import SETTLE_SECONDS, SendingOrder
 from minerva.esp.packet import spi_of
 from minerva.esp.sa import LAST_SEQUENCE, ChannelSAs, InboundSA, OutboundSA
 
@@ -32,10 +33,6 @@ _BATCH = 32
 
 _MAX_PACKET = 65_535
 _TRAFFIC_SECONDS = 1.0
-
-_SETTLE_SECONDS = 0.1
-"""How long to go on sending under the old keys when there are new ones. The peer's IKE knows these, but they
-are still on their way to its data plane."""
 
 
 class _Channel:
@@ -48,9 +45,7 @@ class _Channel:
         self._loop = loop
         self._tun = tun
         self._esp = socket.socket(fileno=esp)
-        # By the SPI of the inbound SA of the same pair; those that the peer may not have yet wait.
-        self._outbound: dict[int, OutboundSA] = {}
-        self._waiting: dict[int, OutboundSA] = {}
+        self._order = SendingOrder[OutboundSA]()
         self._rekeying: int | None = None  # the SPI of the outbound SA for whose successor we have asked
         self.sas = ChannelSAs()
         self.heard = False  # since the last report
@@ -63,31 +58,22 @@ class _Channel:
     def add_keys(self, keys: ChannelKeys) -> None:
         """Receive with a further pair of SAs; send with it soon, or when the peer shows that it has it."""
         self.sas.add_inbound(InboundSA(keys.spi_in, keys.key_in))
-        self._waiting[keys.spi_in] = OutboundSA(keys.spi_out, keys.key_out)
-        self._choose_outbound()
+        self._order.add(keys.spi_in, OutboundSA(keys.spi_out, keys.key_out))
+        self.sas.set_outbound(self._order.choose())
         if keys.send:
-            self._loop.call_later(_SETTLE_SECONDS, self._send_with, keys.spi_in)
+            self._loop.call_later(SETTLE_SECONDS, self._send_with, keys.spi_in)
         self.fault, self._fault_reported = None, False
 
     def remove_keys(self, spi_in: int) -> None:
         """Forget a pair of SAs."""
         self.sas.remove_inbound(spi_in)
-        self._outbound.pop(spi_in, None)
-        self._waiting.pop(spi_in, None)
-        self._choose_outbound()
-
-    def _choose_outbound(self) -> None:
-        """Send with the newest of the pairs that may be; if there is none, with the oldest that waits."""
-        if not self._outbound and self._waiting:
-            spi_in = next(iter(self._waiting))
-            self._outbound[spi_in] = self._waiting.pop(spi_in)
-        self.sas.set_outbound(next(reversed(self._outbound.values()), None))
+        self._order.remove(spi_in)
+        self.sas.set_outbound(self._order.choose())
 
     def _send_with(self, spi_in: int | None) -> None:
         """Let a pair be for sending that waits for it, and is still there."""
-        if spi_in in self._waiting:
-            self._outbound[spi_in] = self._waiting.pop(spi_in)
-            self._choose_outbound()
+        if spi_in is not None and self._order.allow(spi_in):
+            self.sas.set_outbound(self._order.choose())
 
     def _from_acp(self) -> None:
         tun, seal, send, size = self._tun, self.sas.seal, self._esp.send, self._mtu + 1
@@ -123,7 +109,7 @@ class _Channel:
             if packet is None:
                 continue
             self.heard = True
-            if self._waiting:
+            if self._order.waiting:
                 self._send_with(spi_of(sealed))  # the peer has it
             try:
                 os.write(tun, packet)
