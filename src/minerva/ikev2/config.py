@@ -56,6 +56,11 @@ class Config:
     can put them together again. This one fits into a packet of 1,280 bytes, which every IPv6 link carries;
     the kernel's own fragments are what many filters drop. ``None``: do without."""
 
+    udp_encapsulation: bool = False
+    """Whether SAs go to port 4500, with ESP in UDP, with peers that can do that
+    (:mod:`minerva.ikev2.encapsulation`). The profile of RFC 8994 has ESP as it is, so nobody needs it on a
+    link but for peers that have nothing else. The driver then has a socket on port 4500 as well."""
+
     handshake: Retransmission = Retransmission()
     """For IKE_SA_INIT and IKE_AUTH, each. RFC 7296 section 2.4 suggests minutes, for the Internet; here the
     peer is on the same link, and whoever asked for the SA tries again with a back-off of his own."""

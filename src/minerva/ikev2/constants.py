@@ -11,6 +11,9 @@ from enum import IntEnum, IntFlag
 IKE_PORT = 500
 """The UDP port of IKE (RFC 7296 section 2)."""
 
+ENCAPSULATION_PORT = 4500
+"""The UDP port of IKE and ESP in UDP (RFC 3948; RFC 7296 section 2.23)."""
+
 VERSION = 0x20
 """Major version 2, minor version 0, as in the header."""
 

@@ -30,6 +30,7 @@ from minerva.ikev2.constants import (
 )
 from minerva.ikev2.cookies import CookieJar
 from minerva.ikev2.credentials import Authenticate, Credentials
+from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import (
     ChildGone,
@@ -216,7 +217,15 @@ class Endpoint:
     # --- for the driver ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, address: IPv6Address, port: int, now: float) -> None:
-        """Take a datagram that came from ``address`` and ``port``. Never raises for what is in it."""
+        """Take a datagram that came from ``address`` and ``port``. Never raises for what is in it.
+
+        With ``Config.udp_encapsulation``, datagrams to and from port 4500 are those of our port 4500.
+        """
+        if encapsulated(self.config, port):
+            if not data.startswith(NON_ESP_MARKER):
+                self.counters["no IKE message on port 4500"] += 1
+                return
+            data = data[len(NON_ESP_MARKER) :]
         try:
             header = Header.decode(data)
         except IkeDecodeError:
@@ -354,7 +363,10 @@ class Endpoint:
     def _answer(self, header: Header, notify: Notify, address: IPv6Address, port: int) -> None:
         flags = Flag.RESPONSE | (0 if header.from_initiator else Flag.INITIATOR)
         response = Header(header.spi_i, header.spi_r, header.exchange, flags, header.message_id)
-        self._context.datagrams.append(Datagram(encode_message(response, (notify,)), address, port))
+        data = encode_message(response, (notify,))
+        if encapsulated(self.config, port):
+            data = NON_ESP_MARKER + data
+        self._context.datagrams.append(Datagram(data, address, port))
 
     # --- tables --------------------------------------------------------------------------------------------
 

@@ -55,7 +55,8 @@ class Established:
     """The peer is authenticated, and the IKE SA and its child SA are up.
 
     The SA must be closed when ``member.expires`` has come, and when the certificate is revoked (RFC 8994
-    section 6.8.2): that is for the caller, as it takes the calendar.
+    section 6.8.2): that is for the caller, as it takes the calendar. ESP goes in UDP where ``encapsulated``
+    (only with ``Config.udp_encapsulation``).
     """
 
     sa: int
@@ -66,6 +67,7 @@ class Established:
     child: ChildKeys
     ike_spi_i: bytes
     ike_spi_r: bytes
+    encapsulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

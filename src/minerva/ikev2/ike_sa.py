@@ -37,6 +37,7 @@ from minerva.ikev2.constants import (
 )
 from minerva.ikev2.credentials import Authenticate, Credentials, Peer
 from minerva.ikev2.crypto import IkeKeys
+from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError, IkeUsageError
 from minerva.ikev2.events import (
     ChildKeys,
@@ -257,6 +258,8 @@ class IkeSa:
         return Header(self._spi_i, self._spi_r, exchange, flags, message_id)
 
     def _send(self, message: Sequence[bytes], port: int) -> None:
+        if encapsulated(self._context.config, port):
+            message = [NON_ESP_MARKER + data for data in message]
         self._context.datagrams += [Datagram(data, self.address, port) for data in message]
 
     def _send_request(
@@ -489,6 +492,7 @@ class IkeSa:
                 child,
                 self._spi_i,
                 self._spi_r,
+                encapsulated(self._context.config, self.port),
             )
         )
 
@@ -538,7 +542,9 @@ def max_datagram(config: Config, payloads: Sequence[Payload]) -> int | None:
     ``None`` if not both can do that (RFC 7383 section 2.3).
     """
     supported = find_notify(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED) is not None
-    return config.max_datagram if supported else None
+    if not supported or config.max_datagram is None:
+        return None
+    return config.max_datagram - (len(NON_ESP_MARKER) if config.udp_encapsulation else 0)
 
 
 def refusal(error: Notify) -> str:

@@ -35,6 +35,7 @@ from minerva.ikev2.credentials import (
     read_certificates,
 )
 from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
+from minerva.ikev2.encapsulation import nat_detection, port_after_init
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import SignatureNeeded, State
 from minerva.ikev2.exchange import Request, digest
@@ -95,6 +96,7 @@ class _Candidate:
     deadline: float
     max_datagram: int | None
     group: DhGroup
+    port: int
     protection: Protection = field(init=False)
     request: Request | None = None
 
@@ -120,6 +122,7 @@ class Initiator(RekeyingSa):
         self._child_spi = context.new_child_spi()
         self._child_offer = offer_child(self._child_spi)
         self._attempts: dict[int, _Attempt] = {}
+        self._nat_detection = nat_detection(spi, NO_SPI, address, port, context.random_bytes)
         self._cookie: Notify | None = None
         self._cookies_left = context.config.cookie_retries
         self._error = ""
@@ -143,6 +146,8 @@ class Initiator(RekeyingSa):
         )
         if self._context.config.max_datagram is not None:
             payloads = (*payloads, Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
+        if self._context.config.udp_encapsulation:
+            payloads = (*payloads, *self._nat_detection)
         if self._cookie is not None:
             payloads = (self._cookie, *payloads)
         message = encode_message(self._header(ExchangeType.IKE_SA_INIT, 0, response=False), payloads)
@@ -257,6 +262,7 @@ class Initiator(RekeyingSa):
             deadline=now + self._context.config.handshake.give_up,
             max_datagram=max_datagram(self._context.config, payloads),
             group=attempt.agreement.group,
+            port=port_after_init(self._context.config, payloads, self.port),
         )
 
     # --- the IKE_AUTH request ------------------------------------------------------------------------------
@@ -304,7 +310,7 @@ class Initiator(RekeyingSa):
         candidate.request = Request(data, header.exchange, header.message_id, schedule, now)
         if self.state is State.INIT_SIGNING:
             self._move(Input.REQUEST_SIGNED)
-        self._send(data, self.port)
+        self._send(data, candidate.port)
 
     # --- the IKE_AUTH response -----------------------------------------------------------------------------
 
@@ -374,6 +380,7 @@ class Initiator(RekeyingSa):
     def _adopt(self, candidate: _Candidate) -> None:
         """Make the candidate the SA's one peer."""
         self._spi_r = candidate.spi_r
+        self.port = candidate.port
         self._keys = candidate.keys
         self._rekey_group = candidate.group
         self._protection = candidate.protection
@@ -400,7 +407,7 @@ class Initiator(RekeyingSa):
                     _AUTH_MESSAGE_ID + 1,
                 )
                 self._context.counters["superfluous IKE SA deleted"] += 1
-                self._send((orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)),), self.port)
+                self._send((orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)),), orphan.port)
                 return True
         return False
 
@@ -454,4 +461,4 @@ class Initiator(RekeyingSa):
             self._forget(candidate, "the peer answered IKE_SA_INIT but does not answer IKE_AUTH", now)
         elif candidate.request.take_due(now):
             self._context.counters["request repeated"] += 1
-            self._send(candidate.request.data, self.port)
+            self._send(candidate.request.data, candidate.port)

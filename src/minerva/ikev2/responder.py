@@ -16,6 +16,7 @@ from minerva.ikev2.child import answer_child, child_keys
 from minerva.ikev2.constants import DhGroup, ExchangeType, HashAlgorithm, NotifyType, TransformType
 from minerva.ikev2.credentials import authenticate_peer, describe_certificates, hash_for, read_certificates
 from minerva.ikev2.crypto import IkeKeys, new_agreement
+from minerva.ikev2.encapsulation import nat_detection, port_after_init
 from minerva.ikev2.errors import IkeCryptoError, IkePeerError
 from minerva.ikev2.events import ChildKeys, SignatureNeeded, State
 from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, max_datagram
@@ -85,6 +86,11 @@ class Responder(RekeyingSa):
         fragmentation = (
             () if self._max_datagram is None else (Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED),)
         )
+        encapsulation = (
+            nat_detection(header.spi_i, spi, address, port, context.random_bytes)
+            if port_after_init(context.config, payloads, port) != port
+            else ()
+        )
         self._init_response = encode_message(
             self._header(ExchangeType.IKE_SA_INIT, 0, response=True),
             (
@@ -94,6 +100,7 @@ class Responder(RekeyingSa):
                 self._credentials.request,
                 signature_hashes(HashAlgorithm),
                 *fragmentation,
+                *encapsulation,
             ),
         )
         self.answer_init(port, now)
@@ -142,6 +149,8 @@ class Responder(RekeyingSa):
         assert self._keys is not None
         self._move(Input.AUTH_REQUEST)
         self._expires = now + self._context.config.half_open_lifetime
+        if self._answer is not None:
+            self.port = self._answer.port  # another than before if ESP goes in UDP (section 2.23)
         self._log_keys(self._keys, self._spi_r)
         identification = required(payloads, IdentificationInitiator)
         authentication = one(payloads, Authentication)
