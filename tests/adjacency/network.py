@@ -15,7 +15,7 @@ from typing import Any
 
 from minerva.adjacency.core import Adjacency
 from minerva.adjacency.roles import PeerIdentity, Role
-from minerva.adjacency.table import CloseConnection, Initiate, Unexpected
+from minerva.adjacency.table import CheckConnection, CloseConnection, Initiate, Unexpected
 from minerva.core.sansio import Datagram
 from minerva.grasp.announcement import AN_ACP_IKEV2, channel_methods
 from minerva.grasp.constants import GRASP_LISTEN_PORT
@@ -50,6 +50,14 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Answered:
+    """The peer holds a connection that was checked."""
+
+    address: IPv6Address
+    connection: str
+
+
+@dataclass(frozen=True)
 class Down:
     """A connection has ended."""
 
@@ -64,6 +72,7 @@ class _Connection:
     initiator: bool
     up: bool = False
     closing: bool = False
+    checking: bool = False
     tries: int = 0
     heard: float = 0.0
     answer_at: float | None = None
@@ -87,6 +96,13 @@ class FakeChannels:
         self.connections[name] = _Connection(address, True, next=now)
         self.on_timer(now)
 
+    def check(self, name: str, now: float) -> None:
+        """Ask the peer whether it holds a connection."""
+        if (connection := self.connections.get(name)) is not None and not connection.closing:
+            connection.checking = True
+            self._send("ping", name, connection.address)
+            connection.next = now + PING
+
     def close(self, name: str, now: float) -> None:
         """Close, telling the peer."""
         connection = self.connections[name]
@@ -103,6 +119,9 @@ class FakeChannels:
         connection = self.connections.get(name)
         if connection is not None:
             connection.heard = now
+            if connection.checking and connection.up and kind in ("ping", "pong"):
+                connection.checking = False
+                self._events.append(Answered(address, name))
         if kind == "hello" and connection is None:
             delay = self._slowness * self._random.random()
             connection = _Connection(address, False, heard=now, answer_at=now + delay, next=now + delay)
@@ -224,6 +243,8 @@ class Node:
                 self.dull.pin(address)
                 identity = PeerIdentity(f"{peer}@example.com", _address(peer))
                 self.adjacency.connected(PORT, address, connection, initiated_by_us, identity, now)
+            case Answered(address, connection):
+                self.adjacency.answered(PORT, address, connection, now)
             case Failed(address):
                 self.adjacency.failed(PORT, address, True, "no answer", None, now)
             case Down(address, connection, by_peer):
@@ -238,6 +259,8 @@ class Node:
                     assert udp_port == CHANNEL_PORT
                     self.initiated.append(now)
                     self.channels.initiate(address, now)
+                case CheckConnection(connection):
+                    self.channels.check(str(connection), now)
                 case CloseConnection(connection):
                     address = self.channels.connections[str(connection)].address
                     self.closed_as += [

@@ -8,18 +8,20 @@ from ipaddress import IPv6Address
 import pytest
 
 from minerva.adjacency.core import (
-    CROSSING,
     FOLLOWER_PATIENCE,
     IRT,
+    MAX_CONNECTIONS,
     MAX_NEIGHBOURS,
     MAX_WANTED,
     MRT,
     STABLE,
+    SURPLUS,
     Adjacency,
 )
 from minerva.adjacency.roles import INITIATION_DELAY, PeerIdentity, Role
 from minerva.adjacency.table import (
     TRANSITIONS,
+    CheckConnection,
     CloseConnection,
     Event,
     Failure,
@@ -241,37 +243,78 @@ def test_same_node_on_two_ports_keeps_both() -> None:
 
 
 def test_decider_closes_the_surplus() -> None:
-    """It keeps the newest connection, and decides the roles once.
+    """It keeps the newest connection, once the peer has answered by it, and decides the roles once.
 
-    covers: 6.6-11
+    covers: 6.6-11, 6.13.4-1
     """
     core = _node()
     core.heard(1, PEER, METHODS, FOREVER, 0.0)
     core.connected(1, PEER, "theirs", False, LOWER, 1.0)
     assert _events(core)[1:] == [RolesDecided(1, PEER, Role.DECIDER)]
     core.connected(1, PEER, "ours", True, LOWER, 1.5)
+    assert _events(core) == [CheckConnection("theirs"), CheckConnection("ours")]
+    core.answered(1, PEER, "theirs", 1.6)
+    assert core.next_timer() is None
+    core.answered(1, PEER, "ours", 1.7)
+    assert core.next_timer() == 1.7 + SURPLUS
+    core.on_timer(1.7 + SURPLUS)
     assert _events(core) == [CloseConnection("theirs", "surplus: another connection to it is kept")]
     assert _row(core).connections == ("ours",)
-    core.closed(1, PEER, "theirs", "closed by us", False, 1.6)
+    core.closed(1, PEER, "theirs", "closed by us", False, 2.8)
     assert _row(core).state is State.CONNECTED
     assert _events(core) == []
+    assert core.next_timer() is None
 
 
-def test_crossing_attempts() -> None:
-    """Of two that crossed ours stays; a connection of the peer's that comes later replaces it.
+def test_what_the_peer_does_not_answer_by_is_replaced() -> None:
+    """The old connection of a peer that has restarted ends by itself; the Decider closes nothing.
+
+    covers: 6.13.4-1
+    """
+    core = _node()
+    _connected(core, LOWER, 1.0, "old")
+    core.connected(1, PEER, "new", False, LOWER, 9.0)
+    core.answered(1, PEER, "new", 9.1)
+    assert _events(core) == [CheckConnection("old"), CheckConnection("new")]
+    assert core.next_timer() is None
+    core.closed(1, PEER, "old", "the peer does not answer", False, 15.0)
+    assert _events(core) == []
+    assert (_row(core).state, _row(core).connections) == (State.CONNECTED, ("new",))
+
+
+def test_the_newest_is_not_kept_before_it_has_carried_a_packet() -> None:
+    """The end of a handshake may be lost: then what works stays, and the new connection dies.
 
     covers: 6.6-11
     """
     core = _node()
-    _connected(core, LOWER, 1.0, "ours")
-    core.connected(1, PEER, "crossed", False, LOWER, 1.0 + CROSSING - 0.1)
-    assert _row(core).connections == ("ours",)
-    core.connected(1, PEER, "later", False, LOWER, 1.0 + CROSSING)
-    assert _row(core).connections == ("later",)
-    core.connected(1, PEER, "last", False, LOWER, 2.0 + CROSSING)
-    assert _row(core).connections == ("last",)
+    _connected(core, LOWER, 1.0, "c1")
+    core.connected(1, PEER, "c2", False, LOWER, 2.0)
+    core.answered(1, PEER, "c1", 2.1)
+    core.connected(1, PEER, "c3", False, LOWER, 3.0)
+    for connection in ("c1", "c2"):
+        core.answered(1, PEER, connection, 3.1)
+    _events(core)
+    core.on_timer(3.1 + SURPLUS)
+    assert _events(core) == [CloseConnection("c1", "surplus: another connection to it is kept")]
+    core.answered(1, PEER, "c3", 5.0)
+    core.closed(1, PEER, "c3", "the peer does not answer", False, 5.5)
+    assert core.next_timer() is None
+    assert _row(core).connections == ("c2",)
+    core.answered(1, PEER, "c2", 5.6)
+    core.answered(1, PEER, "gone", 5.6)
+    assert core.next_timer() is None
+
+
+@pytest.mark.parametrize("peer", [LOWER, HIGHER])
+def test_connections_with_one_neighbour_are_bounded(peer: PeerIdentity) -> None:
+    """A member that builds ever more of them has the last ones only, whoever decides."""
+    core = _node()
+    for number in range(MAX_CONNECTIONS + 3):
+        core.connected(1, PEER, number, False, peer, 1.0)
     closed = [event.connection for event in _events(core) if isinstance(event, CloseConnection)]
-    assert closed == ["crossed", "ours", "later"]
+    assert closed == [0, 1, 2]
+    assert _row(core).connections == tuple(range(3, MAX_CONNECTIONS + 3))
 
 
 def test_follower_keeps_what_it_gets() -> None:
@@ -282,7 +325,10 @@ def test_follower_keeps_what_it_gets() -> None:
     core = _node()
     _connected(core, HIGHER)
     core.connected(1, PEER, "c2", False, HIGHER, 1.0)
-    assert _events(core) == []
+    assert _events(core) == [CheckConnection("c1"), CheckConnection("c2")]
+    core.answered(1, PEER, "c1", 1.1)
+    core.answered(1, PEER, "c2", 1.1)
+    assert core.next_timer() is None
     assert _row(core).connections == ("c1", "c2")
     core.closed(1, PEER, "c1", "closed by the peer", True, 2.0)
     assert _events(core) == []
@@ -486,7 +532,7 @@ def test_another_node_at_the_same_address() -> None:
     core = _node()
     _connected(core, LOWER)
     core.connected(1, PEER, "c2", False, HIGHER, 1.0)
-    assert _events(core) == [RolesDecided(1, PEER, Role.FOLLOWER)]
+    assert _events(core)[0] == RolesDecided(1, PEER, Role.FOLLOWER)
     assert _row(core).peer == HIGHER
 
 

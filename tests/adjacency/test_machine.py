@@ -8,9 +8,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from minerva.adjacency.core import Adjacency
+from minerva.adjacency.core import MAX_CONNECTIONS, SURPLUS, Adjacency
 from minerva.adjacency.roles import PeerIdentity, Role
-from minerva.adjacency.table import CloseConnection, Initiate, State, Unexpected
+from minerva.adjacency.table import CheckConnection, CloseConnection, Initiate, State, Unexpected
 from minerva.pki.address import AcpAddress
 
 GLOBAL_ID = bytes.fromhex("89b714f3db")
@@ -34,6 +34,8 @@ class AdjacencyMachine(RuleBasedStateMachine):
         self.heard: set[tuple[int, IPv6Address]] = set()
         self.attempts: list[tuple[int, IPv6Address]] = []
         self.connections: dict[int, tuple[int, IPv6Address]] = {}
+        self.asked: set[int] = set()
+        self.quiet_since = 0.0
         self.count = 0
 
     def _act(self) -> None:
@@ -42,9 +44,15 @@ class AdjacencyMachine(RuleBasedStateMachine):
             if isinstance(event, Initiate):
                 assert (event.port, event.address) not in self.attempts
                 self.attempts.append((event.port, event.address))
+            elif isinstance(event, CheckConnection):
+                assert isinstance(event.connection, int)
+                assert event.connection in self.connections
+                self.asked.add(event.connection)
+                self.quiet_since = self.now
             elif isinstance(event, CloseConnection):
                 assert isinstance(event.connection, int)
                 del self.connections[event.connection]
+                self.asked.discard(event.connection)
 
     @rule(port=PORTS)
     def port_up(self, port: int) -> None:
@@ -109,7 +117,17 @@ class AdjacencyMachine(RuleBasedStateMachine):
         if self.connections:
             connection = list(self.connections)[pick % len(self.connections)]
             key = self.connections.pop(connection)
+            self.asked.discard(connection)
             self.core.closed(*key, connection, "closed", by_peer, self.now)
+            self._act()
+
+    @rule(pick=st.integers(0, 20))
+    def answer(self, pick: int) -> None:
+        if self.asked:
+            connection = sorted(self.asked)[pick % len(self.asked)]
+            self.asked.discard(connection)
+            self.quiet_since = self.now
+            self.core.answered(*self.connections[connection], connection, self.now)
             self._act()
 
     @rule(seconds=st.sampled_from([0.1, 2.0, 9.0, 60.0, 700.0]))
@@ -134,7 +152,9 @@ class AdjacencyMachine(RuleBasedStateMachine):
             )
             if row.state is State.INITIATING:
                 assert key in self.attempts
-            if row.role is Role.DECIDER:
+            assert len(row.connections) <= MAX_CONNECTIONS
+            unanswered = self.asked & set(row.connections)
+            if row.role is Role.DECIDER and not unanswered and self.now >= self.quiet_since + SURPLUS:
                 assert len(row.connections) <= 1
 
     @invariant()

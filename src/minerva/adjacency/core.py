@@ -8,11 +8,13 @@ instances heard and what became of connections, and its events say what to do.
 * A failed attempt of ours is repeated after 10, 20, 40 ... 640 s. What peers fail at when they initiate has
   no influence on that (section 6.7). Success ends the back-off once the connection has lasted ``STABLE``:
   a peer that authenticates and hangs up is throttled like one that does not.
-* Of several connections to one neighbour the Decider closes all but the newest. The newest, because a peer
-  that has restarted comes with a new one while the old one is not yet known to be dead; and the Decider
-  alone, so that the two ends cannot close different ones. An exception are attempts that crossed: if the
-  newest is the peer's and ours came up within ``CROSSING``, ours stays, since of ours we know that the peer
-  has completed it too, while our last packet of the peer's may have been lost.
+* With a second connection to one neighbour both ends ask by each of them whether the peer holds it. One
+  that stays silent was of a peer before its restart, and is replaced; that one the protocol below ends. Of
+  those that are answered the newest stays, and the Decider closes the others as surplus: it alone, so that
+  the two ends cannot close different ones; not before the peer's answer has come by the one that stays, as
+  our last packet of the handshake may have been lost; and ``SURPLUS`` later, as the traffic moves to it
+  meanwhile. What has nothing to do with that is the same peer on another port, or at another link-local
+  address: that is another neighbour, with a connection of its own.
 * A Follower that the Decider has dismissed stays passive until it hears the Decider as someone new, or lost
   the connection itself. To this rule of the RFC's we add an end, ``FOLLOWER_PATIENCE``: a Decider that
   cannot hear our announcements never comes back by itself.
@@ -29,7 +31,9 @@ from ipaddress import IPv6Address
 from minerva.adjacency.roles import PeerIdentity, Role, decide_role, initiation_delay
 from minerva.adjacency.table import (
     TRANSITIONS,
+    CheckConnection,
     CloseConnection,
+    Connection,
     Event,
     Failure,
     Initiate,
@@ -57,8 +61,11 @@ MRT = 640.0
 STABLE = 60.0
 """How long a connection lasts, in seconds, to count as a success that ends the back-off."""
 
-CROSSING = 10.0
-"""How long ago, in seconds, a connection of ours was completed that the peer's next one has crossed."""
+SURPLUS = 1.0
+"""How long, in seconds, the Decider keeps what is surplus once the one that stays has been answered."""
+
+MAX_CONNECTIONS = 8
+"""How many connections with one neighbour there are at a time; beyond, the oldest is closed by either end."""
 
 FOLLOWER_PATIENCE = MRT
 """How long a Follower without a connection waits for its Decider, in seconds."""
@@ -167,12 +174,20 @@ class Adjacency:
                 self._move(row, Trigger.OURSELVES)
             return
         row.peer, row.due = peer, None
-        row.connections[connection] = (now, initiated_by_us)
+        row.connections[connection] = Connection(now, initiated_by_us)
         self._set_role(row, peer)
         self._move(row, Trigger.CONNECTED)
-        if row.role is Role.DECIDER:
-            self._close_surplus(row, connection, now)
+        if len(row.connections) > 1:
+            self._doubt(row)
         self._select(port, now)
+
+    def answered(self, port: int, address: IPv6Address, connection: Hashable, now: float) -> None:
+        """The peer has shown, since ``CheckConnection``, that it holds a connection."""
+        row = self._rows.get((port, address))
+        found = row.connections.get(connection) if row is not None else None
+        if row is not None and found is not None and len(row.connections) > 1:
+            found.answered = now
+            self._decide(row)
 
     def failed(
         self,
@@ -215,10 +230,11 @@ class Adjacency:
         row = self._rows.get((port, address))
         if row is None or connection not in row.connections:
             return  # One that we asked to be closed.
-        since, initiated_by_us = row.connections.pop(connection)
+        ended = row.connections.pop(connection)
         if row.connections:
+            self._decide(row)
             return
-        if now - since >= STABLE:
+        if now - ended.since >= STABLE:
             row.backoff.reset()
             row.not_before = now
         else:
@@ -226,7 +242,7 @@ class Adjacency:
         if not by_peer:
             row.passive = False
         if not row.passive:
-            row.failure = Failure(now, reason, None, initiated_by_us)
+            row.failure = Failure(now, reason, None, ended.initiated_by_us)
         self._disconnect(row, reason, now)
         self._select(port, now)
 
@@ -244,7 +260,9 @@ class Adjacency:
                 continue
             ports.add(row.port)
             row.due = None
-            if row.state is State.SILENT:
+            if row.state is State.CONNECTED:
+                self._close_surplus(row)
+            elif row.state is State.SILENT:
                 del self._rows[row.port, row.address]
             elif row.state is State.FOLLOWER:
                 row.passive = False
@@ -329,15 +347,29 @@ class Adjacency:
             row.role = role
             self._events.append(RolesDecided(row.port, row.address, role))
 
-    def _close_surplus(self, row: Row, newest: Hashable, now: float) -> None:
-        kept = newest
-        if not row.connections[newest][1]:
-            for connection, (since, initiated_by_us) in row.connections.items():
-                if initiated_by_us and now - since < CROSSING:
-                    kept = connection
-        for connection in [connection for connection in row.connections if connection != kept]:
-            del row.connections[connection]
-            self._events.append(CloseConnection(connection, "surplus: another connection to it is kept"))
+    def _doubt(self, row: Row) -> None:
+        """Find out which connections the peer holds."""
+        if len(row.connections) > MAX_CONNECTIONS:
+            oldest = next(iter(row.connections))
+            del row.connections[oldest]
+            self._events.append(CloseConnection(oldest, "too many connections to it"))
+        for connection, found in row.connections.items():
+            found.answered = None
+            self._events.append(CheckConnection(connection))
+
+    def _decide(self, row: Row) -> None:
+        """Arm the timer for closing what is surplus, if it is for us to close, and known what stays."""
+        kept = _kept(row) if row.role is Role.DECIDER else None
+        row.due = kept.answered + SURPLUS if kept is not None and kept.answered is not None else None
+
+    def _close_surplus(self, row: Row) -> None:
+        kept = _kept(row)
+        for connection, found in list(row.connections.items()):
+            if found is kept:
+                break  # newer ones have not been answered yet
+            if found.answered is not None:
+                del row.connections[connection]
+                self._events.append(CloseConnection(connection, "surplus: another connection to it is kept"))
 
     def _disconnect(self, row: Row, reason: str, now: float) -> None:
         """Choose what to do about a neighbour whose last connection has gone."""
@@ -357,6 +389,12 @@ class Adjacency:
         row.due = row.last_attempt + IRT
         if row.due <= now:
             del self._rows[row.port, row.address]
+
+
+def _kept(row: Row) -> Connection | None:
+    """Return the newest connection that the peer has answered by, if there is an older one of the kind."""
+    answered = [found for found in row.connections.values() if found.answered is not None]
+    return answered[-1] if len(answered) > 1 else None
 
 
 def _udp_port(row: Row) -> int | None:

@@ -121,11 +121,20 @@ class Neighbour:
 
 
 @dataclass(slots=True)
+class Connection:
+    """One connection: since when, who began it, and when the peer has answered by it while in doubt."""
+
+    since: float
+    initiated_by_us: bool
+    answered: float | None = None
+
+
+@dataclass(slots=True)
 class Row:
     """The table's own record of a neighbour. ``due`` is when its timer fires.
 
-    ``connections`` holds since when each is up, and whether we initiated it. ``passive`` says that we are
-    a Follower who leaves the next attempt to its Decider.
+    ``connections`` holds those that are up, the oldest first. ``passive`` says that we are a Follower who
+    leaves the next attempt to its Decider.
     """
 
     port: int
@@ -138,7 +147,7 @@ class Row:
     expires: float | None = None
     peer: PeerIdentity | None = None
     role: Role | None = None
-    connections: dict[Hashable, tuple[float, bool]] = field(default_factory=dict)
+    connections: dict[Hashable, Connection] = field(default_factory=dict)
     attempting: bool = False
     passive: bool = False
     last_attempt: float = float("-inf")
@@ -178,6 +187,13 @@ class Initiate:
     port: int
     address: IPv6Address
     udp_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckConnection:
+    """Ask the peer whether it holds ``connection``; then say ``answered`` or, if it does not, ``closed``."""
+
+    connection: Hashable
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,4 +241,6 @@ class Unexpected:
     what: str
 
 
-Event: TypeAlias = Initiate | CloseConnection | RolesDecided | StateChanged | TableFull | Unexpected
+Event: TypeAlias = (
+    Initiate | CheckConnection | CloseConnection | RolesDecided | StateChanged | TableFull | Unexpected
+)

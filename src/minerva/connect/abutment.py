@@ -22,7 +22,14 @@ from cryptography import x509
 from minerva.adjacency.core import Adjacency
 from minerva.adjacency.responder import ResponderLimit
 from minerva.adjacency.roles import PeerIdentity
-from minerva.adjacency.table import CloseConnection, Initiate, Neighbour, RolesDecided, Unexpected
+from minerva.adjacency.table import (
+    CheckConnection,
+    CloseConnection,
+    Initiate,
+    Neighbour,
+    RolesDecided,
+    Unexpected,
+)
 from minerva.connect import messages as m
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
@@ -167,7 +174,14 @@ class Abutment(Child):
             message.name,
             message.link_local,
             dull.DullInstance(message.link_local, random=random.SystemRandom()),
-            Endpoint(message.link_local, self._identity, self._authenticate, os.urandom, config=self._config),
+            Endpoint(
+                message.link_local,
+                self._identity,
+                self._authenticate,
+                os.urandom,
+                config=self._config,
+                held_elsewhere=lambda name: self._held_elsewhere(message.port, name),
+            ),
         )
         self._ports[port.number] = port
         dull_socket, ike_socket = (socket.socket(fileno=descriptor) for descriptor in descriptors)
@@ -230,6 +244,8 @@ class Abutment(Child):
                     log.info("building a channel to %s on port %s", event.address, port.name)
                     port.endpoint.initiate(event.address, event.udp_port, self._loop.time())
                     port.pump()
+                case CheckConnection():
+                    self._check_connection(event.connection)
                 case CloseConnection():
                     self._close_connection(event.connection, event.reason)
                 case RolesDecided():
@@ -249,6 +265,13 @@ class Abutment(Child):
         self._adjacency.on_timer(self._loop.time())
         self._follow_adjacency()
 
+    def _check_connection(self, connection: Any) -> None:
+        number, sa = connection
+        port = self._ports.get(number)
+        if port is not None:
+            port.endpoint.check_liveness(sa, self._loop.time())
+            port.pump()
+
     def _close_connection(self, connection: Any, reason: str) -> None:
         number, sa = connection
         port = self._ports.get(number)
@@ -257,6 +280,13 @@ class Abutment(Child):
             port.pump()
 
     # --- IKE -------------------------------------------------------------------------------------------
+
+    def _held_elsewhere(self, port: int, name: str | None) -> bool:
+        """Return whether a channel of another port is with the node ``name``, or any if that is not known."""
+        return any(
+            number != port and name in (None, channel.peer_name)
+            for (number, _), channel in self._channels.items()
+        )
 
     def _authenticate(self, chain: Sequence[x509.Certificate]) -> Member:
         assert self._identity is not None
@@ -294,6 +324,8 @@ class Abutment(Child):
             case ike.IkeRekeyed():
                 who = "us" if event.initiator else "it"
                 log.info("the IKE SA with %s on port %s was rekeyed by %s", event.address, port.name, who)
+            case ike.Alive():
+                self._adjacency.answered(port.number, event.address, (port.number, event.sa), now)
             case ike.Closed():
                 self._closed(port, event, now)
             case ike.KeyLog():
@@ -410,7 +442,10 @@ class Abutment(Child):
     def _traffic(self, numbers: tuple[int, ...]) -> None:
         now = self._loop.time()
         for (number, _), channel in self._channels.items():
-            if channel.number in numbers and (port := self._ports.get(number)) is not None:
+            if channel.number not in numbers or (port := self._ports.get(number)) is None:
+                continue
+            # Of several, traffic does not say which one is alive: a peer that has restarted holds only one.
+            if len(channel.connections) == 1:
                 for sa in channel.connections:
                     port.endpoint.traffic_seen(sa, now)
 

@@ -33,6 +33,7 @@ from minerva.ikev2.credentials import Authenticate, Credentials
 from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import (
+    Alive,
     ChildGone,
     ChildKeys,
     ChildUp,
@@ -66,6 +67,7 @@ from minerva.ikev2.responder import Responder
 from minerva.pki.identity import Identity
 
 __all__ = [
+    "Alive",
     "ChildGone",
     "ChildKeys",
     "ChildUp",
@@ -104,8 +106,9 @@ class Endpoint:
 
     ``address`` is our link-local address. ``authenticate`` makes the membership check of a peer's
     certificates, with the calendar. ``random_bytes`` makes nonces, SPIs and secrets of cookies; the keys of
-    Diffie-Hellman come from the cryptographic library's own generator. ``counters`` tells by reason what was
-    dropped, repeated or refused.
+    Diffie-Hellman come from the cryptographic library's own generator. ``held_elsewhere`` says whether
+    another port has an IKE SA with the node of that name, or with any if the name is ``None``. ``counters``
+    tells by reason what was dropped, repeated or refused.
 
     Raises :class:`~minerva.ikev2.errors.IkeUsageError` if we cannot sign with the kind of key in
     ``identity``.
@@ -118,6 +121,8 @@ class Endpoint:
         authenticate: Authenticate,
         random_bytes: Callable[[int], bytes],
         config: Config | None = None,
+        *,
+        held_elsewhere: Callable[[str | None], bool] = lambda _: False,
     ) -> None:
         self.address = address
         self.config = config or Config()
@@ -135,6 +140,7 @@ class Endpoint:
             succeeded=self._succeeded,
         )
         self.counters: Counter[str] = self._context.counters
+        self._held_elsewhere = held_elsewhere
         self._cookies = CookieJar(random_bytes, self.config.cookie_lifetime)
         self._error_tokens, self._error_time = float(self.config.error_burst), 0.0
         self._next_number = 1
@@ -176,8 +182,9 @@ class Endpoint:
             self.close(number, now, reason)
 
     def check_liveness(self, sa: int, now: float) -> None:
-        """Probe the peer of ``sa`` now, as there is reason to doubt that it lives."""
-        self._call(sa, lambda it: it.check_liveness(now), now)
+        """Probe the peer of ``sa`` now, as there is reason to doubt that it holds the SA: ``Alive``, or
+        ``Closed`` after ``Config.liveness``."""
+        self._call(sa, lambda it: it.doubt(now), now)
 
     def rekey_child(self, sa: int, now: float) -> None:
         """Replace the child SA of ``sa`` as soon as possible, as so much was sent with it."""
@@ -441,8 +448,22 @@ class Endpoint:
         self._remove(oldest)
 
     def _is_first_contact(self, sa: IkeSa) -> bool:
-        return not any(
-            other is not sa and other.address == sa.address and other.state in _PEER_MAY_KNOW
+        """Return whether ``sa`` is the only one between the two identities, for certain (section 2.4).
+
+        An ACP has one for every link between them, and a peer of another make would drop all the others. An
+        initiator does not know yet with whom it speaks: then any other SA may be with the same node. Who
+        is not told so of a restart finds out by probing the old SA, while the new one is used already.
+        """
+        name = str(sa.peer.member.node_name) if sa.peer is not None else None
+        return not self._held_elsewhere(name) and not any(
+            other is not sa
+            and other.state in _PEER_MAY_KNOW
+            and (
+                other.address == sa.address
+                or sa.peer is None
+                or other.peer is None
+                or other.peer.member.node_name == sa.peer.member.node_name
+            )
             for other in self._sas.values()
         )
 

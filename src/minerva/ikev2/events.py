@@ -142,6 +142,14 @@ class Closed:
 
 
 @dataclass(frozen=True, slots=True)
+class Alive:
+    """The peer of an SA answered under the SA's keys after ``Endpoint.check_liveness``: it holds the SA."""
+
+    sa: int
+    address: IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
 class Transition:
     """The SA went from one state to another. Strangers' half-open SAs are not reported before IKE_AUTH."""
 
@@ -164,5 +172,14 @@ class KeyLog:
 
 
 Event = (
-    SignatureNeeded | Established | ChildUp | ChildGone | IkeRekeyed | Failed | Closed | Transition | KeyLog
+    SignatureNeeded
+    | Established
+    | ChildUp
+    | ChildGone
+    | IkeRekeyed
+    | Alive
+    | Failed
+    | Closed
+    | Transition
+    | KeyLog
 )

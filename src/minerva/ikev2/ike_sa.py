@@ -40,6 +40,7 @@ from minerva.ikev2.crypto import IkeKeys
 from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError, IkeUsageError
 from minerva.ikev2.events import (
+    Alive,
     ChildKeys,
     Closed,
     Established,
@@ -182,6 +183,7 @@ class IkeSa:
         self._visible = initiator
         self._quiet = False  # nothing is to be reported, as another SA stands for the connection
         self._reported = False
+        self._in_doubt = False  # the owner waits to hear whether the peer holds this SA
 
     # --- what the endpoint calls ---------------------------------------------------------------------------
 
@@ -209,6 +211,11 @@ class IkeSa:
         """Forget an SA that the peer has forgotten."""
         self._report(reason, by_peer=True)
         self._end(now, linger=False)
+
+    def doubt(self, now: float) -> None:
+        """Find out for the owner whether the peer holds this SA: ``Alive``, or ``Closed`` in some seconds."""
+        self._in_doubt = self.state is State.ESTABLISHED
+        self.check_liveness(now)
 
     def check_liveness(self, now: float) -> None:
         """Probe the peer, unless a request is on its way already."""
@@ -309,7 +316,7 @@ class IkeSa:
         opened = self._open(self._protection, header, data)
         if opened is None:
             return
-        self._last_heard = now
+        self._heard(now)
         try:
             payloads = decode_payloads(*opened[:2])
             if (critical := unsupported_critical(payloads)) is not None:
@@ -364,7 +371,7 @@ class IkeSa:
         if opened is None:
             return
         self._expected_request_id += 1
-        self._last_heard = now
+        self._heard(now)
         self._visible = True
         self._answer = Answer(header.exchange, header.message_id, digest(opened[2]), port)
         try:
@@ -459,6 +466,13 @@ class IkeSa:
         except IkeCryptoError:
             self._context.counters["integrity check failed"] += 1
             return None
+
+    def _heard(self, now: float) -> None:
+        """Note that the peer has sent something new under the keys of this SA."""
+        self._last_heard = now
+        if self._in_doubt:
+            self._in_doubt = False
+            self._context.events.append(Alive(self.number, self.address))
 
     def _move(self, what: Input) -> None:
         after = TRANSITIONS.get((self.state, what))

@@ -475,6 +475,7 @@ class Successor(RekeyingSa):
         self._predecessor = None
         self.children, predecessor.children = predecessor.children, self.children
         self._was_up, self._quiet = True, False
+        self._in_doubt = predecessor._in_doubt
         self._expires = None
         self._last_heard = max(self._last_heard, predecessor._last_heard)
         self._begin_lifetime(now)
