@@ -79,6 +79,7 @@ def test_only_the_supervisor_and_the_lab_pay_for_pyroute2() -> None:
     }
     assert importers == {
         "connect/acp.py",
+        "connect/kernel_probe.py",
         "connect/leftovers.py",
         "connect/ports.py",
         "connect/supervisor.py",

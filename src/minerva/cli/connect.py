@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from minerva.cli import options
+from minerva.connect.config import DATA_PLANES
 from minerva.core.errors import UsageError
 
 
@@ -22,7 +23,12 @@ from minerva.core.errors import UsageError
     show_envvar=True,
     help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",
 )
-def connect(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
+@click.option(
+    "--data-plane",
+    type=click.Choice(DATA_PLANES),
+    help="What moves the packets of channels, whatever the configuration says.",
+)
+def connect(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane: str | None) -> None:
     """Run this machine's node in the foreground, until ^C or SIGTERM.
 
     The state directory holds its identity: see 'minerva ca issue'.
@@ -31,4 +37,4 @@ def connect(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
         raise UsageError("'minerva connect' makes interfaces and namespaces: run it as root")
     from minerva.connect.node import run_node
 
-    run_node(state_dir, run_dir, config_file)
+    run_node(state_dir, run_dir, config_file, data_plane)

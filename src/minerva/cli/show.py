@@ -46,7 +46,7 @@ def status_text(found: dict[str, Any]) -> str:
         [_neighbour(item) for item in found["neighbours"]],
         "none heard yet",
     )
-    lines += ["", f"Channels ({node['data_plane']}-space data plane)"]
+    lines += ["", f"Channels (data plane: {node['data_plane']}, {node['data_plane_reason']})"]
     lines += _table(
         ("INTERFACE", "PORT", "PEER", "MTU", "IN", "OUT", "DROPPED"),
         [

@@ -1,20 +1,18 @@
-"""Channels in the kernel: the TUN interface in the ACP namespace, the ESP socket in the link namespace."""
+"""Channels as the supervisor sees them, and what it wants of a data plane."""
 
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass
 from ipaddress import IPv6Address
-from typing import Any
+from typing import Any, Protocol
 
 from minerva.connect.acp import AcpNamespace
-from minerva.connect.ports import DEVICE, Port
+from minerva.connect.messages import ChannelKeys, ChannelKeysGone
+from minerva.connect.ports import Port
 from minerva.connect.state import NodeState
 from minerva.esp.packet import inner_mtu
-from minerva.linux import sockets
 from minerva.linux.errors import LinuxError
-from minerva.linux.tun import open_tun
 
 log = logging.getLogger(__name__)
 
@@ -61,48 +59,75 @@ def interface_name(ours: IPv6Address, theirs: IPv6Address, taken: set[str]) -> s
     return name
 
 
-async def set_up(
-    number: int,
-    port: Port,
-    peer: IPv6Address,
-    peer_name: str,
-    state: NodeState,
-    acp: AcpNamespace,
-) -> tuple[Channel, tuple[int, int]]:
-    """Make a channel's interface and ESP socket.
-
-    Return the channel and the descriptors (TUN, ESP), which the caller hands on and closes. Raises
-    LinuxError; then nothing is left.
-    """
-    if port.namespace is None or port.netlink is None or port.link_local is None:
+async def plan(
+    number: int, port: Port, peer: IPv6Address, peer_name: str, state: NodeState, acp: AcpNamespace
+) -> Channel:
+    """Return a channel, of which nothing is in the kernel yet. Raises LinuxError, EspError."""
+    if port.link_local is None:
         raise LinuxError(f"port {port.name} is gone")
-    if acp.namespace is None or acp.netlink is None:
+    if acp.netlink is None:
         raise LinuxError("the ACP namespace is gone")
-    mtu = inner_mtu(port.link.mtu)
-    link_local = state.channel_link_local(port.name, peer)
     # Also the interface of a channel that has just ended may still be there.
     taken = {link.name for link in await acp.netlink.links()}
-    channel = Channel(
-        number, port, peer, peer_name, interface_name(port.link_local, peer, taken), link_local, mtu=mtu
+    return Channel(
+        number,
+        port,
+        peer,
+        peer_name,
+        interface_name(port.link_local, peer, taken),
+        state.channel_link_local(port.name, peer),
+        mtu=inner_mtu(port.link.mtu),
     )
-    try:
-        with port.namespace.entered():
-            esp = sockets.esp_socket(DEVICE, port.index, port.link_local, peer).detach()
-    except OSError as error:
-        raise LinuxError(f"cannot open an ESP socket on {port.name}: {error.strerror}") from error
-    tun = -1
-    try:
-        with acp.namespace.entered():
-            tun = open_tun(channel.interface)
-        channel.index = await acp.netlink.index_of(channel.interface)
-        await acp.netlink.set_link(channel.index, mtu=mtu)
-        await acp.netlink.add_address(channel.index, link_local, 64)
-        await acp.netlink.set_link(channel.index, state="up")
-        if not await port.netlink.pin_neighbour(port.index, peer):
-            log.info("no neighbour entry to pin for %s on %s", peer, port.name)
-    except BaseException:
-        os.close(esp)
-        if tun >= 0:
-            os.close(tun)
-        raise
-    return channel, (tun, esp)
+
+
+async def bring_up(channel: Channel, acp: AcpNamespace) -> None:
+    """Configure a channel's interface, which is in the ACP namespace, and set it up. Raises LinuxError."""
+    port, netlink = channel.port, acp.netlink
+    if netlink is None or port.netlink is None:
+        raise LinuxError(f"port {port.name} is gone")
+    channel.index = await netlink.index_of(channel.interface)
+    await netlink.set_link(channel.index, mtu=channel.mtu)
+    await netlink.add_address(channel.index, channel.link_local, 64)
+    await netlink.set_link(channel.index, state="up")
+    if not await port.netlink.pin_neighbour(port.index, channel.peer):
+        log.info("no neighbour entry to pin for %s on %s", channel.peer, port.name)
+
+
+class ChannelDataPlane(Protocol):
+    """What moves the packets of channels, as the supervisor sees it: in user space, or in the kernel.
+
+    It tells the abutment by itself what IKE must know: traffic, faults, and when it is time for new keys.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called in status and configuration."""
+
+    @property
+    def ready(self) -> bool:
+        """Whether channels can be attached now."""
+
+    def start(self) -> None:
+        """Start what is needed before any channel."""
+
+    async def attach(self, channel: Channel) -> None:
+        """Make the interface of ``channel`` in the ACP namespace. Raises MinervaError, OSError; then nothing
+        is left."""
+
+    def detach(self, channel: Channel) -> None:
+        """End a channel: no packet passes any more, its keys and its interface go."""
+
+    def add_keys(self, keys: ChannelKeys) -> None:
+        """Let a channel have a further pair of SAs."""
+
+    def remove_keys(self, gone: ChannelKeysGone) -> None:
+        """Forget a pair of SAs."""
+
+    async def status(self) -> dict[int, dict[str, Any]]:
+        """Return the counters of all channels, by number."""
+
+    async def watch(self) -> None:
+        """Look after the channels for as long as the node runs."""
+
+    def close(self) -> None:
+        """Let go of everything in link namespaces, which can go only then."""

@@ -71,11 +71,14 @@ class Config:
     rpl: Rpl = field(default_factory=Rpl)
     ike: Ike = field(default_factory=Ike)
     debug: Debug = field(default_factory=Debug)
+    data_plane: str = "auto"
+    """What moves the packets of channels: ``kernel``, ``user`` (space), or whichever can be."""
     name: str = ""
     """What this machine is called in the inventory; without one, by its host name."""
     log_level: str = "info"
 
 
+DATA_PLANES = ("auto", "kernel", "user")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_INTERFACE_NAME = 15
 _LIFETIMES = range(2, 86_400 + 1)  # of keys, in seconds: twice the overlap of old and new, and a day
@@ -117,6 +120,8 @@ def parse(text: str, source: str) -> Config:
     assert isinstance(config, Config)
     if config.log_level not in _LOG_LEVELS:
         raise UsageError(f"{source}: log_level must be one of {', '.join(_LOG_LEVELS)}")
+    if config.data_plane not in DATA_PLANES:
+        raise UsageError(f"{source}: data_plane must be one of {', '.join(DATA_PLANES)}")
     name = config.acp.interface
     if not 0 < len(name) <= _MAX_INTERFACE_NAME or "/" in name or name.split() != [name]:
         raise UsageError(f"{source}: acp.interface {name!r} cannot be the name of an interface")

@@ -16,8 +16,11 @@ from minerva.core.errors import UsageError
 from minerva.pki.identity import check_own, load_identity
 
 
-def run_node(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
-    """Run the node with its identity in ``state_dir`` until it is told to stop. Raises MinervaError."""
+def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane: str | None = None) -> None:
+    """Run the node with its identity in ``state_dir`` until it is told to stop. Raises MinervaError.
+
+    ``data_plane`` is what to use in place of what the configuration says.
+    """
     config = configuration.load(config_file)
     log.configure("supervisor", config.log_level)
     empty_root, run_lock = _prepare_run_dir(run_dir)
@@ -29,10 +32,12 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None) -> None:
         check_own(identity, datetime.now(UTC))
         _check_key_file(state_dir / "key.pem")
         # Only now, and only here: pyroute2 costs 23 MiB, which no child needs.
+        from minerva.connect.kernel_probe import choose
         from minerva.connect.supervisor import Supervisor
 
         async def main() -> None:
-            await Supervisor(state, run_dir, config, identity, (pid, sock)).run()
+            choice = await choose(state, data_plane or config.data_plane)
+            await Supervisor(state, run_dir, config, identity, (pid, sock), choice).run()
 
         asyncio.run(main())
     finally:

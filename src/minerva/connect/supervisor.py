@@ -18,15 +18,18 @@ from minerva.asa.protocol import API_SOCKET
 from minerva.connect import channels, leftovers
 from minerva.connect import messages as m
 from minerva.connect.acp import AcpNamespace
-from minerva.connect.channels import Channel
+from minerva.connect.channels import Channel, ChannelDataPlane
 from minerva.connect.children import Children
 from minerva.connect.config import Config
 from minerva.connect.control import ControlServer
 from minerva.connect.facts import describe_machine
 from minerva.connect.grasp_api import open_api_socket
 from minerva.connect.ipc import Message
+from minerva.connect.kernel_data_plane import KernelDataPlane
+from minerva.connect.kernel_probe import Choice
 from minerva.connect.ports import Port, Ports, sysfs
 from minerva.connect.state import NodeState
+from minerva.connect.user_data_plane import UserDataPlane
 from minerva.core.errors import MinervaError, UsageError
 from minerva.linux import process, sockets
 from minerva.linux.errors import LinuxError
@@ -58,6 +61,7 @@ class Supervisor:
         config: Config,
         identity: Identity,
         zygote: tuple[int, socket.socket],
+        data_plane: Choice,
     ) -> None:
         self._state = state
         self._run_dir = run_dir
@@ -69,6 +73,14 @@ class Supervisor:
         self._acp = AcpNamespace(state, identity.address, config.acp.interface)
         self._ports = Ports(state, config.ports, self._host, self._port_up, self._port_down)
         self._children = Children(zygote[1], zygote[0], self._zygote_lost)
+        self._data_plane: ChannelDataPlane
+        if data_plane.kernel:
+            self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later)
+        else:
+            self._data_plane = UserDataPlane(
+                self._acp, self._children, self._tell_abutment, self._data_plane_lost
+            )
+        self._data_plane_reason = data_plane.reason
         self._channels: dict[int, Channel] = {}
         self._abutment_generation = 0
         self._signing: set[int] = set()
@@ -77,7 +89,7 @@ class Supervisor:
         self._guarding: asyncio.Task[None] | None = None
         self._guard_problem: str | None = "not applied yet"
         self._machine = describe_machine(config.name)
-        self._api: socket.socket
+        self._api: socket.socket | None = None
         self._started = time.monotonic()
         self._milestones: dict[str, float] = {}
         self._control = ControlServer(
@@ -104,6 +116,7 @@ class Supervisor:
                 asyncio.create_task(self._watch_host()),
                 asyncio.create_task(self._reconcile()),
                 asyncio.create_task(self._work_on_acp()),
+                asyncio.create_task(self._data_plane.watch()),
             ]
             stopping = asyncio.create_task(self._stop.wait())
             done, _ = await asyncio.wait([stopping, *tasks], return_when=asyncio.FIRST_COMPLETED)
@@ -126,6 +139,7 @@ class Supervisor:
         # Routing says goodbye through channels, so these go after it.
         for role in ("plane", "abutment"):
             await self._children.say_goodbye((role,), m.Shutdown(), _GOODBYE_SECONDS)
+        self._data_plane.close()
         clean = True
         for step in (self._ports.close(), self._acp.close(self._host)):
             try:
@@ -134,7 +148,8 @@ class Supervisor:
                 log.error("%s; the next start removes what is left", error)
                 clean = False
         self._children.close()
-        self._api.close()
+        if self._api is not None:
+            self._api.close()
         for name in (leftovers.GUARD_FILE, API_SOCKET):
             (self._run_dir / name).unlink(missing_ok=True)
         await self._host.close()
@@ -154,7 +169,7 @@ class Supervisor:
         start = self._children.start
         start("signer", self._from_signer, self._signer_ready, self._signer_lost)
         start("abutment", self._from_abutment, self._abutment_ready, self._abutment_lost)
-        start("data-plane", self._from_data_plane, self._data_plane_ready, self._data_plane_lost)
+        self._data_plane.start()
         assert self._acp.namespace is not None
         start(
             "plane",
@@ -341,9 +356,10 @@ class Supervisor:
                 await self._open_channel(message, generation)
             case m.ChannelClosed():
                 self._close_channel(message.channel, message.reason)
-            case _:
-                if message.channel in self._channels:
-                    self._children["data-plane"].send(message)
+            case m.ChannelKeys() if message.channel in self._channels:
+                self._data_plane.add_keys(message)
+            case m.ChannelKeysGone() if message.channel in self._channels:
+                self._data_plane.remove_keys(message)
 
     def _check_channel(self, message: m.ChannelOpen, port: Port | None) -> None:
         """Raise LinuxError unless this is a channel that an honest abutment would ask for."""
@@ -354,7 +370,7 @@ class Supervisor:
             raise LinuxError("there is a channel to that neighbour already, or it is none")
         if message.channel in self._channels or len(self._channels) >= _MAX_CHANNELS:
             raise LinuxError("there are too many channels")
-        if not self._children["data-plane"].ready:
+        if not self._data_plane.ready:
             raise LinuxError("the data plane is just being started")
 
     async def _open_channel(self, message: m.ChannelOpen, generation: int) -> None:
@@ -363,29 +379,20 @@ class Supervisor:
         try:
             self._check_channel(message, port)
             assert port is not None
-            channel, descriptors = await channels.set_up(
+            channel = await channels.plan(
                 message.channel, port, message.peer, message.peer_name, self._state, self._acp
             )
+            await self._data_plane.attach(channel)
         except (MinervaError, OSError) as error:
             log.error("no channel to %s: %s", message.peer, error)
             self._children["abutment"].send(m.ChannelRefused(message.channel, str(error)))
             return
-        if (
-            generation != self._abutment_generation
-            or not port.announced
-            or not self._children["data-plane"].ready
-        ):
+        if generation != self._abutment_generation or not port.announced or not self._data_plane.ready:
             # While the interface was made, whoever asked for it or was to serve it has gone.
-            for descriptor in descriptors:
-                os.close(descriptor)
+            self._data_plane.detach(channel)
             self._children["abutment"].send(m.ChannelRefused(message.channel, "overtaken by events"))
             return
         self._channels[channel.number] = channel
-        self._children["data-plane"].send(
-            m.ChannelAttach(channel.number, channel.interface, channel.mtu), descriptors
-        )
-        for descriptor in descriptors:
-            os.close(descriptor)
         log.info("channel %s to %s (%s) is up", channel.interface, channel.peer_name, channel.peer)
         self._interface_up(channel)
 
@@ -398,7 +405,7 @@ class Supervisor:
             self._acp_work.put_nowait(self._unpin(channel))
         # Routing first: it is what the rest of the network waits for.
         self._children["plane"].send(m.InterfaceDown(channel.index))
-        self._children["data-plane"].send(m.ChannelDetach(number))
+        self._data_plane.detach(channel)
 
     async def _unpin(self, channel: Channel) -> None:
         if channel.port.netlink is not None:
@@ -423,20 +430,15 @@ class Supervisor:
 
     # --- data plane ------------------------------------------------------------------------------------
 
-    def _from_data_plane(self, message: Message) -> bool:
-        if not isinstance(message, m.Traffic | m.ChannelFault | m.ChannelRekey):
-            return False
+    def _tell_abutment(self, message: Message) -> None:
         self._children["abutment"].send(message)
-        return True
+
+    def _later(self, work: Coroutine[Any, Any, None]) -> None:
+        self._acp_work.put_nowait(work)
 
     def _data_plane_lost(self) -> None:
-        """Its interfaces are gone with it, and its sending keys must never be used again."""
         for number in list(self._channels):
             self._close_channel(number, "the data plane was started again")
-
-    def _data_plane_ready(self) -> None:
-        """Only a data plane that is there can be given fresh keys."""
-        self._children["abutment"].send(m.DataPlaneLost())
 
     # --- plane -----------------------------------------------------------------------------------------
 
@@ -446,6 +448,7 @@ class Supervisor:
             sock = sockets.rpl_socket()
         preference = Preference.CONFIGURED_ROOT if self._config.rpl.root else Preference.DEFAULT
         self._send_identity_with_key("plane")
+        assert self._api is not None
         self._children["plane"].send(
             m.PlaneStart(
                 self._acp.address.address, self._acp.address.prefix, preference, self._machine.texts()
@@ -501,8 +504,9 @@ class Supervisor:
     # --- status ----------------------------------------------------------------------------------------
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
-        abutment, data_plane, plane, signer = await asyncio.gather(
-            *(self._children.state_of(role) for role in ("abutment", "data-plane", "plane", "signer"))
+        (abutment, plane, signer), moved = await asyncio.gather(
+            asyncio.gather(*(self._children.state_of(role) for role in ("abutment", "plane", "signer"))),
+            self._data_plane.status(),
         )
         expires = self._identity.certificate.not_valid_after_utc
         return {
@@ -515,7 +519,8 @@ class Supervisor:
                 "certificate_expires": expires.isoformat(),
                 "certificate_valid": datetime.now(UTC) < expires,
                 "tag": self._state.tag,
-                "data_plane": "user",
+                "data_plane": self._data_plane.name,
+                "data_plane_reason": self._data_plane_reason,
                 "uptime": round(time.monotonic() - self._started, 3),
             },
             "acp0": self._acp.status()
@@ -523,7 +528,7 @@ class Supervisor:
             "milestones": self._milestones,
             "ports": self._ports.status(),
             "neighbours": (abutment or {}).get("neighbours", []),
-            "channels": self._channel_status(abutment, data_plane),
+            "channels": self._channel_status(abutment, moved),
             "rpl": (plane or {}).get("rpl"),
             "grasp": (plane or {}).get("grasp"),
             "counters": {
@@ -533,9 +538,8 @@ class Supervisor:
             "processes": self._children.status(),
         }
 
-    def _channel_status(self, abutment: Any, data_plane: Any) -> list[dict[str, Any]]:
+    def _channel_status(self, abutment: Any, moved: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
         secured = {item["channel"]: item for item in (abutment or {}).get("channels", [])}
-        moved = {item["channel"]: item for item in (data_plane or {}).get("channels", [])}
         return [
             secured.get(channel.number, {}) | moved.get(channel.number, {}) | channel.status()
             for channel in sorted(self._channels.values(), key=lambda channel: channel.interface)

@@ -10,7 +10,7 @@ import ctypes
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from minerva.linux.errors import LinuxError
@@ -126,14 +126,13 @@ def delete_name(name: str) -> None:
     _libc.umount2(str(path).encode(), _MNT_DETACH)
     # A mount that is just going may still keep the file busy for a moment.
     for _ in range(50):
-        with suppress(FileNotFoundError):
-            try:
-                path.unlink()
-            except OSError:
-                _libc.umount2(str(path).encode(), _MNT_DETACH)
-                time.sleep(0.01)
-                continue
-        return
+        try:
+            path.unlink(missing_ok=True)
+        except OSError:
+            _libc.umount2(str(path).encode(), _MNT_DETACH)
+            time.sleep(0.01)
+        else:
+            return
 
 
 def names(prefix: str) -> list[str]:

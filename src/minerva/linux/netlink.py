@@ -142,6 +142,16 @@ class Netlink:
             ),
         )
 
+    async def add_xfrm_interface(self, name: str, number: int) -> None:
+        """Make the xfrm interface ``name``, down; ``number`` is its index and its if_id.
+
+        Wherever it is moved, its SAs and policies are those of the namespace in which it was made.
+        """
+        await self._do(
+            f"make the xfrm interface {name}",
+            self._route.link("add", ifname=name, kind="xfrm", index=number, xfrm_if_id=number),
+        )
+
     async def add_veth(self, name: str, peer: str, peer_namespace: Namespace, alias: str = "") -> None:
         """Make a veth pair: ``name`` here, ``peer`` in ``peer_namespace``; both down."""
         await self._do(
