@@ -7,7 +7,8 @@ FUZZ_SECONDS ?= 60
 SOAK_ROUNDS ?= 10
 
 # What only the tests need of Debian; what the demo needs is checked by tools/check-system.
-TEST_PACKAGES := iproute2 openssl tshark
+# The last three are strongSwan, for tests/strangers.
+TEST_PACKAGES := iproute2 openssl tshark charon-systemd strongswan-swanctl libcharon-extra-plugins
 
 .PHONY: help venv demo test lint bench fuzz soak matrix clean
 
