@@ -13,7 +13,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) ->
 
 
 def _neighbour(item: dict[str, Any]) -> tuple[object, ...]:
-    failure = item.get("failure")
+    failure = item.get("failure") if item.get("state") != "connected" else None
     return (
         item["port"],
         item["address"],
