@@ -134,8 +134,6 @@ class Supervisor:
     async def _tear_down(self) -> None:
         log.info("stopping")
         self._control.close()
-        while not self._acp_work.empty():
-            self._acp_work.get_nowait().close()
         # Routing says goodbye through channels, so these go after it.
         for role in ("plane", "abutment"):
             await self._children.say_goodbye((role,), m.Shutdown(), _GOODBYE_SECONDS)
@@ -148,6 +146,9 @@ class Supervisor:
                 log.error("%s; the next start removes what is left", error)
                 clean = False
         self._children.close()
+        # What they asked for on their way out is not done any more: all of it is gone.
+        while not self._acp_work.empty():
+            self._acp_work.get_nowait().close()
         if self._api is not None:
             self._api.close()
         for name in (leftovers.GUARD_FILE, API_SOCKET):
