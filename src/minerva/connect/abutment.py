@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 _EXPIRY_SECONDS = 5.0  # the longest time between two looks, should somebody set the clock
 _LAST_SECOND = timedelta(seconds=1)  # that of notAfter is still within the validity (RFC 5280 4.1.2.5)
 _GOODBYE_SECONDS = 0.3
+_FRESH_KEYS_SECONDS = 10.0
+_FRESH_KEYS_AGAIN_SECONDS = 1.0
 
 _Peer = tuple[int, IPv6Address]  # a neighbour: number of the port, link-local address
 
@@ -96,6 +98,7 @@ class _Channel:
     number: int
     peer_name: str
     established: float
+    keyed: bool = True  # whether the data plane of now has keys of it
     connections: dict[int, _Connection] = field(default_factory=dict)  # by IKE SA
 
 
@@ -156,8 +159,7 @@ class Abutment(Child):
             case m.ChannelRekey():
                 self._rekey_channel(message.channel)
             case m.DataPlaneLost():
-                for channel in list(self._channels.values()):
-                    self._drop_channel(channel.number, "the data plane was started again")
+                self._data_plane_lost()
             case _:
                 return False
         return True
@@ -376,6 +378,7 @@ class Abutment(Child):
             ours = port.link_local
             self.send(m.KeyLog("esp_sa", esp_sa_line(theirs, ours, child.spi_in, child.key_in)))
             self.send(m.KeyLog("esp_sa", esp_sa_line(ours, theirs, child.spi_out, child.key_out)))
+        channel.keyed = True
         self.send(
             m.ChannelKeys(channel.number, child.spi_in, child.spi_out, child.key_in, child.key_out, send)
         )
@@ -396,7 +399,7 @@ class Abutment(Child):
 
     def _child_gone(self, port: _Port, event: ike.ChildGone) -> None:
         channel, connection = self._connection(port, event.address, event.sa)
-        if channel is not None and connection is not None:
+        if channel is not None and connection is not None and event.spi_in in connection.spis_in:
             connection.spis_in.discard(event.spi_in)
             self.send(m.ChannelKeysGone(channel.number, event.spi_in))
 
@@ -438,6 +441,33 @@ class Abutment(Child):
             if channel.number == number:
                 for sa in list(channel.connections):
                     self._close_connection((port, sa), reason)
+
+    def _data_plane_lost(self) -> None:
+        """Serve the channels by a new data plane: on new interfaces, and with new child SAs only.
+
+        What the old one last sent with a key is not known, and AES-GCM must not see a nonce twice. The IKE
+        SAs live on, so neither end has anything to authenticate, and nobody is throttled.
+        """
+        for (port, address), channel in self._channels.items():
+            self.send(m.ChannelClosed(channel.number, "the data plane was started again"))
+            self._last_channel += 1
+            channel.number = self._last_channel
+            channel.keyed = False
+            for connection in channel.connections.values():
+                connection.spis_in.clear()
+            self.send(m.ChannelOpen(channel.number, port, address, channel.peer_name))
+        self._ask_for_keys(self._loop.time() + _FRESH_KEYS_SECONDS)
+
+    def _ask_for_keys(self, deadline: float) -> None:
+        """Rekey the channels that have no keys; a peer that does not let us must build the channel anew."""
+        waiting = [channel.number for channel in self._channels.values() if not channel.keyed]
+        for number in waiting:
+            if self._loop.time() < deadline:
+                self._rekey_channel(number)
+            else:
+                self._drop_channel(number, "the peer gives no fresh keys, and the old ones are used up")
+        if waiting:
+            self._loop.call_later(_FRESH_KEYS_AGAIN_SECONDS, self._ask_for_keys, deadline)
 
     def _traffic(self, numbers: tuple[int, ...]) -> None:
         now = self._loop.time()
