@@ -1,8 +1,10 @@
-"""How many IKE handshakes a responder does in a second of its CPU time.
+"""What an IKE handshake costs: two endpoints in one process, and on sockets, beside strongSwan's charon.
 
-Two endpoints in one process, group 19, ECDSA with P-256, an issuing CA and a root on P-256; everything that a
-handshake takes is done (key agreement, path validation, both signatures), and the responder's own signing as
-well, though that is another process in a node. Only the time of the responder is counted.
+ECDSA with P-256, an issuing CA and a root on P-256; everything that a handshake takes is done (key agreement,
+path validation, both signatures), and our own signing as well, though that is another process in a node.
+
+The first figure counts the time of the responder's endpoint alone. The others are the CPU time of whole
+processes (``_ike_live``), whoever is measured with the same process of ours at the other end, taking turns.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from typing import Any
 
 from cryptography import x509
 
+import _ike_live
 from _report import report
 from minerva.ikev2 import auth
 from minerva.ikev2.config import Config
@@ -29,6 +32,7 @@ from minerva.pki.ca import CertificateAuthority
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, check_membership
 
+GROUPS = (DhGroup.ECP_256, DhGroup.CURVE25519, DhGroup.ECP_384)
 A, B = IPv6Address("fe80::a"), IPv6Address("fe80::b")
 
 
@@ -95,18 +99,27 @@ def exchange(initiator: Node, responder: Node, now: float) -> None:
 def main() -> None:
     """Measure and report."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--count", type=int, default=150, help="handshakes in a run")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--count", type=int, default=100, help="handshakes in a run")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         authority = CertificateAuthority.create("bench.example.com", Path(folder, "root"))
         issuing = authority.issue_ca(Path(folder, "issuing"))
-        for group in (DhGroup.ECP_256, DhGroup.CURVE25519, DhGroup.ECP_384):
+        for group in GROUPS:
             initiator, responder = Node(A, issuing, group), Node(B, issuing, group)
             handshakes(initiator, responder, 20)
             values = [handshakes(initiator, responder, arguments.count) for _ in range(arguments.runs)]
             report("ike", f"responder handshakes, {group.name}", values, "1/s of CPU", "higher")
             print(f"{group.name}: {[round(value) for value in values]}", file=sys.stderr)
+        try:
+            live = _ike_live.measure(issuing, Path(folder), GROUPS, arguments.runs, arguments.count)
+        except _ike_live.NotHereError as error:
+            print(f"no figures on sockets: {error}", file=sys.stderr)
+            return
+    for (role, group), (ours, theirs) in live.items():
+        figure = f"{role}_cpu_ms" + ("" if group is GROUPS[0] else f", {group.name}")
+        peer = "charon" if theirs else None
+        report("ike", figure, ours, "ms/handshake", "lower", peer, theirs or None)
 
 
 if __name__ == "__main__":

@@ -94,9 +94,9 @@ def _ip(namespace: str, *words: str) -> None:
 
 
 class Charon:
-    """One charon in ``namespace``, with its files in ``folder``."""
+    """One charon in ``namespace``, with its files in ``folder``. Without ``logs`` it writes none."""
 
-    def __init__(self, namespace: Namespace, folder: Path) -> None:
+    def __init__(self, namespace: Namespace, folder: Path, *, logs: bool = True) -> None:
         self.folder = folder
         self.log_file = folder / "charon.log"
         self._uri = f"unix://{folder}/vici.sock"
@@ -108,7 +108,10 @@ class Charon:
         }
         for name in ("x509", "x509ca", "private"):
             (folder / "swanctl" / name).mkdir(parents=True, exist_ok=True)
-        (folder / "strongswan.conf").write_text(_STRONGSWAN_CONF.replace("FOLDER", str(folder)))
+        settings = _STRONGSWAN_CONF.replace("FOLDER", str(folder))
+        for level in ("default = 1", "ike = 2") if not logs else ():
+            settings = settings.replace(level, "default = -1")
+        (folder / "strongswan.conf").write_text(settings)
         self._namespace = namespace
         try:
             self.start()
@@ -391,8 +394,6 @@ charon-systemd {{
       path = FOLDER/charon.log
       default = 1
       ike = 2
-      enc = 1
-      net = 1
       flush_line = yes
     }}
   }}
