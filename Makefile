@@ -10,11 +10,16 @@ SOAK_ROUNDS ?= 10
 # The last three are strongSwan, for tests/strangers.
 TEST_PACKAGES := iproute2 openssl tshark charon-systemd strongswan-swanctl libcharon-extra-plugins
 
-.PHONY: help venv demo test lint bench fuzz soak matrix clean
+# User Mode Linux with IPv6 ESP and xfrm interfaces; what makes it, and where it is kept.
+UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils
+UML ?= $(HOME)/.cache/minerva/uml
+
+.PHONY: help venv demo test test-kernel lint bench fuzz soak matrix clean
 
 help:
 	@echo "make demo    five nodes become one encrypted, routed network on this machine (needs root)"
 	@echo "make test    all tests (the lab's need root)"
+	@echo "make test-kernel  the kernel's own data plane, under User Mode Linux (built once: UML=DIR)"
 	@echo "make venv    only the virtual environment: then .venv/bin/minerva runs"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as JSON lines"
@@ -46,7 +51,13 @@ demo: venv
 
 test: $(VENV)/.test
 	@sh tools/apt-packages $(TEST_PACKAGES)
-	@MINERVA_TEST_ALONE=1 $(BIN)/python -m pytest -m 'not soak'
+	@MINERVA_TEST_ALONE=1 $(BIN)/python -m pytest -m 'not soak and not kernel'
+
+test-kernel: $(VENV)/.test
+	@sh tools/apt-packages $(UML_PACKAGES)
+	@nice sh tools/uml-build $(UML)
+	@MINERVA_TEST_ALONE=1 sh tools/uml -k $(UML) -t 1200 -- \
+		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

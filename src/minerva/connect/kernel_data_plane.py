@@ -23,7 +23,7 @@ from minerva.connect.channels import Channel
 from minerva.connect.ipc import Message
 from minerva.connect.ports import Port
 from minerva.connect.sending import SETTLE_SECONDS, SendingOrder
-from minerva.esp.packet import IPV6_HEADER_SIZE, MIN_SPI
+from minerva.esp.packet import MIN_SPI
 from minerva.esp.replay import DEFAULT_WINDOW
 from minerva.esp.sa import KEYMAT_SIZE, LAST_SEQUENCE, REKEY_SEQUENCE, DropReason
 from minerva.linux.errors import LinuxError
@@ -78,8 +78,7 @@ class _Totals:
                     self.drops[reason.value] = self.drops.get(reason.value, 0) + number
         if (outbound := pair.outbound) is not None:
             self.packets_out += outbound.packets
-            # The kernel counts with the header that it has put in front.
-            self.bytes_out += outbound.bytes - outbound.packets * IPV6_HEADER_SIZE
+            self.bytes_out += outbound.bytes
 
 
 class _Link:

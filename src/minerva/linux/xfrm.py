@@ -92,10 +92,9 @@ class SecurityAssociation:
 
 @dataclass(frozen=True, slots=True)
 class SaCounters:
-    """What the kernel counted for an SA; inner packets of what is received are authentic and new.
+    """What the kernel counted for an SA: inner packets and their bytes; those received were authentic and new.
 
-    ``bytes`` are those of the packets inside, of an SA to send with including the outer IPv6 header. The
-    last three are packets dropped: before the replay window, in it a second time, not authentic.
+    The last three are packets dropped: before the replay window, in it a second time, not authentic.
     """
 
     destination: IPv6Address

@@ -1,0 +1,232 @@
+"""A line of three nodes whose channels are the kernel's: what status says is what iproute2 finds."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from minerva.core.errors import UsageError
+from minerva.linux import namespace
+from tests.kernel.conftest import ip, link_namespaces, policies, sas
+from tests.lab.attacker import Pings, StandingLab, standing_lab, until
+
+pytestmark = [pytest.mark.root, pytest.mark.kernel]
+
+NODES = ("n1", "n2", "n3")
+PAIRS = [(one, other) for one in NODES for other in NODES if one != other]
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
+    with standing_lab("line:3", "kernel", tmp_path_factory.mktemp("labs")) as found:
+        yield found
+
+
+def all_reach(lab: StandingLab) -> bool:
+    """Whether each node reaches each other, now."""
+    acp0 = {node: lab.status(node)["acp0"] for node in NODES}
+    if any(item["problem"] for item in acp0.values()):
+        return False
+    address = {node: item["address"] for node, item in acp0.items()}
+    for one, other in PAIRS:
+        with Pings(lab.host(one), address[one], address[other]) as pings:
+            if not pings.reaches():
+                return False
+    return True
+
+
+def link_of(status: dict[str, Any], channel: dict[str, Any]) -> str:
+    """Return the link namespace of a channel."""
+    return next(port["namespace"] for port in status["ports"] if port["name"] == channel["port"])
+
+
+def test_all_pairs_are_reachable(lab: StandingLab) -> None:
+    for node in NODES:
+        status = lab.status(node)
+        assert status["node"]["data_plane"] == "kernel"
+        assert status["node"]["data_plane_reason"] == "this kernel has IPv6 ESP and xfrm interfaces"
+        assert "data-plane" not in lab.processes(node), "there is nothing for it to do"
+    until(lambda: all_reach(lab), "all pairs reach each other")
+
+
+def test_the_kernel_has_the_sas_that_status_shows(lab: StandingLab) -> None:
+    """Two a channel, in the link namespace; as the profile of RFC 8994 section 6.8.3.1 has them."""
+    for node in NODES:
+        before = lab.status(node)
+        found = {name: sas(name) for name in link_namespaces(before)}
+        after = lab.status(node)
+        assert sas(after["acp0"]["namespace"]) == []
+        for old, new in zip(before["channels"], after["channels"], strict=True):
+            here = found[link_of(after, new)]
+            inbound = [sa for sa in here if sa.destination == new["local"]]
+            outbound = [sa for sa in here if sa.source == new["local"]]
+            assert [sa.spi for sa in inbound] == new["spis_in"]
+            assert [sa.spi for sa in outbound] == [new["spi_out"]]
+            assert {sa.source for sa in inbound} == {sa.destination for sa in outbound} == {new["peer"]}
+            for sa in here:
+                assert "mode tunnel" in sa.text
+                assert re.search(r"aead rfc4106\(gcm\(aes\)\) 0x[0-9a-f]{72} \(288 bits\) 128", sa.text)
+                assert "flag  (0x00000000)" in sa.text, "no extended sequence numbers"
+            [sa] = inbound
+            assert sa.number(r"replay_window (\d+)") == 1024
+            assert old["packets_in"] <= sa.packets <= new["packets_in"]
+            assert old["bytes_in"] <= sa.bytes <= new["bytes_in"]
+            [sa] = outbound
+            assert old["packets_out"] <= sa.packets <= new["packets_out"]
+            assert old["bytes_out"] <= sa.bytes <= new["bytes_out"]
+            assert sa.number(r"soft (\d+)\(packets\)") == 3 * 2**30
+            assert sa.number(r"hard (\d+)\(packets\)") == 2**32 - 1
+
+
+def test_two_policies_a_channel(lab: StandingLab) -> None:
+    """All of IPv6, of this interface alone; what is sent goes by the SA that status names."""
+    for node in NODES:
+        status = lab.status(node)
+        assert policies(status["acp0"]["namespace"]) == []
+        for channel in status["channels"]:
+            found = sorted(policies(link_of(status, channel)))
+            assert len(found) == 2
+            for direction, source, destination, text in (
+                ("in", channel["peer"], channel["local"], found[0]),
+                ("out", channel["local"], channel["peer"], found[1]),
+            ):
+                assert text.startswith(f"src ::/0 dst ::/0 dir {direction} priority 0 ptype main ")
+                assert f" tmpl src {source} dst {destination} proto esp " in text
+                assert re.search(r"reqid \d+ mode tunnel if_id 0x[0-9a-f]+$", text)
+            assert f"spi 0x{channel['spi_out']} " in found[1]
+
+
+def test_channel_interfaces(lab: StandingLab) -> None:
+    """In the ACP namespace, with the one address that we chose, and the MTU that the link allows."""
+    for node in NODES:
+        status = lab.status(node)
+        inside = status["acp0"]["namespace"]
+        for channel in status["channels"]:
+            shown = ip(inside, "-d", "address", "show", "dev", channel["interface"])
+            assert " mtu 1426 " in shown
+            assert "xfrm if_id 0x" in shown
+            assert f"link-netns {link_of(status, channel)}" in shown
+            assert re.findall(r"inet6 (\S+)", shown) == [f"{channel['inner_link_local']}/64"]
+            assert channel["mtu"] == 1426
+
+
+def test_the_largest_packet_passes_and_no_larger_one(lab: StandingLab) -> None:
+    """In one piece, over two channels, and the first of its size: nothing had to be learnt."""
+    address = lab.status("n3")["node"]["address"]
+    with lab.inside("n3").entered():
+        receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with lab.inside("n1").entered():
+        sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with receiver, sender:
+        receiver.bind((address, 0))
+        receiver.settimeout(5)
+        sender.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_DONTFRAG, 1)
+        sender.connect((address, receiver.getsockname()[1]))
+        largest = bytes(1426 - 48)
+        sender.send(largest)
+        assert receiver.recv(65_535) == largest
+        with pytest.raises(OSError, match="Message too long"):
+            sender.send(bytes(1427 - 48))
+
+
+def test_only_esp_and_what_builds_channels_is_on_the_wire(lab: StandingLab) -> None:
+    """Nothing is refused on the way out: the policy of the link namespace fits both data planes."""
+    for node in NODES:
+        for where in link_namespaces(lab.status(node)):
+            counters = ["ip", "netns", "exec", where, "nft", "list", "counters"]
+            shown = subprocess.run(counters, capture_output=True, text=True, check=True).stdout
+            refused = re.search(r"counter refused_out \{\s+packets (\d+)", shown)
+            assert refused is not None
+            assert int(refused[1]) == 0
+
+
+def test_sas_that_somebody_flushes_are_replaced(lab: StandingLab) -> None:
+    """The channel is built anew, under fresh keys."""
+    status = lab.status("n1")
+    [channel] = status["channels"]
+    where = link_of(status, channel)
+    ip(where, "xfrm", "state", "flush")
+    until(
+        lambda: [item["spi_out"] for item in lab.status("n1")["channels"]] not in ([], [channel["spi_out"]]),
+        "there is a new channel",
+        seconds=40,
+    )
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=40)
+    until(lambda: len(sas(where)) == 2 == len(policies(where)), "nothing is left of the old one")
+
+
+def test_an_interface_that_somebody_deletes_is_replaced(lab: StandingLab) -> None:
+    status = lab.status("n3")
+    [channel] = status["channels"]
+    ip(status["acp0"]["namespace"], "link", "delete", channel["interface"])
+    until(
+        lambda: [item["channel"] for item in lab.status("n3")["channels"]] not in ([], [channel["channel"]]),
+        "there is a new channel",
+        seconds=40,
+    )
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=40)
+
+
+def test_after_the_abutment_all_is_new_and_nothing_old_is_left(lab: StandingLab) -> None:
+    before = {item["spi_out"] for item in lab.status("n2")["channels"]}
+    os.kill(lab.processes("n2")["abutment"]["pid"], signal.SIGKILL)
+    until(
+        lambda: (
+            len(found := {item.get("spi_out") for item in lab.status("n2")["channels"]} - {None}) == 2
+            and not found & before
+        ),
+        "both channels are new",
+        seconds=60,
+    )
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=60)
+    for node in NODES:
+        status = lab.status(node)
+        for where in link_namespaces(status):
+            until(lambda where=where: len(sas(where)) == 2 == len(policies(where)), f"{where} is tidy")
+        interfaces = re.findall(r"^\d+: (acp_\w+)@", ip(status["acp0"]["namespace"], "link"), re.MULTILINE)
+        assert sorted(interfaces) == sorted(item["interface"] for item in status["channels"])
+
+
+def test_a_port_that_goes_down_takes_its_channel_along(lab: StandingLab) -> None:
+    status = lab.status("n3")
+    [where] = link_namespaces(status)
+    host = lab.host("n3").name
+    ip(host, "link", "set", "eth0", "down")
+    until(lambda: lab.status("n3")["channels"] == [], "the channel is closed")
+    assert sas(where) == []
+    assert policies(where) == []
+    assert "acp_" not in ip(status["acp0"]["namespace"], "link")
+    ip(host, "link", "set", "eth0", "up")
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=60)
+
+
+def test_a_killed_node_leaves_nothing_when_it_has_started_again(lab: StandingLab) -> None:
+    status, supervisor = lab.status("n1"), lab.processes("n1")["supervisor"]["pid"]
+    [before] = link_namespaces(status)
+    old = {sa.spi for sa in sas(before)}
+    assert len(old) == 2
+    command = Path(f"/proc/{supervisor}/cmdline").read_text().split("\0")[:-1]
+    os.kill(supervisor, signal.SIGKILL)
+    with lab.host("n1").entered():
+        subprocess.run(["setsid", "--fork", *command], stderr=subprocess.DEVNULL, check=True)
+
+    def runs_again() -> bool:
+        with suppress(UsageError):
+            return bool(lab.processes("n1")["supervisor"]["pid"] != supervisor)
+        return False
+
+    until(runs_again, "it runs again", seconds=30)
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=60)
+    assert len(namespace.names(f"minerva-{status['node']['tag']}-")) == 2
+    [where] = link_namespaces(lab.status("n1"))
+    assert len(sas(where)) == 2 == len(policies(where))
+    assert not old & {sa.spi for sa in sas(where)}
