@@ -34,8 +34,7 @@ def test_what_was_left_out_is_said(
     root: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = [1000.0]
-    monkeypatch.setattr("time.time", lambda: now[0])
-    monkeypatch.setattr("time.time_ns", lambda: int(now[0] * 1e9))
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
     log.configure("test")
 
     def say(text: str) -> None:
@@ -51,7 +50,18 @@ def test_what_was_left_out_is_said(
 
 def test_names_of_others_cannot_forge_lines(root: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
     log.configure("test")
-    root.warning("peer %s", "evil\n2026-01-01T00:00:00.000Z supervisor info: all is well\x1b[2J")
+    root.warning("peer %s", "evil\n2026-01-01T00:00:00.000Z supervisor info: all is well\x1b[2J\u2028\u202e")
     (line,) = capsys.readouterr().err.splitlines()
-    assert "\\x0a2026" in line
-    assert "\x1b" not in line
+    assert line.isprintable()
+    assert "\\n2026" in line
+
+
+def test_a_clock_that_is_set_back_does_not_silence_the_log(
+    root: logging.Logger, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log.configure("test")
+    for clock in (2_000_000_000.0, 1_000_000_000.0):
+        monkeypatch.setattr("time.time", lambda clock=clock: clock)
+        for _ in range(5):
+            root.warning("still here")
+    assert len(capsys.readouterr().err.splitlines()) == 10

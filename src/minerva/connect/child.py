@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import os
 import socket
@@ -15,6 +16,8 @@ from minerva.connect.messages import Ready, Shutdown, StatusReply, StatusRequest
 from minerva.linux import process
 
 log = logging.getLogger(__name__)
+
+_NO_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Child:
@@ -39,11 +42,18 @@ class Child:
 
     def _on_message(self, message: Message, descriptors: list[int]) -> None:
         if isinstance(message, StatusRequest):
-            self.send(StatusReply(message.request, self.state()))
+            self._tell_state(message.request)
         elif isinstance(message, Shutdown):
             self.shutdown()
         elif not self.handle(message, descriptors):
             raise IpcError(f"{type(self).__name__} got a {type(message).__name__}")
+
+    def _tell_state(self, request: int) -> None:
+        try:
+            self.send(StatusReply(request, self.state()))
+        except IpcError as error:  # of a network that is larger than any status
+            log.error("the state cannot be told: %s", error)
+            self.send(StatusReply(request, {}))
 
     def _on_close(self, error: IpcError | None) -> None:
         if error is not None:
@@ -84,5 +94,10 @@ def run(make: Callable[[socket.socket], Child], sock: socket.socket) -> None:
 
 
 def _crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    error = context.get("exception")
+    if isinstance(error, OSError) and error.errno in _NO_RESOURCES:
+        # Of accepting a connection, which asyncio tries again in a second; the whole machine may be short.
+        log.error("%s: %s", context["message"], error.strerror)
+        return
     log.critical("%s", context["message"], exc_info=context.get("exception"))
     os._exit(70)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import signal
@@ -130,6 +131,9 @@ class Children:
             if handle.pid:  # else the zygote's word of it is still under way, by another connection
                 handle.on_ready()
         elif isinstance(message, StatusReply):
+            if not _is_state(message.state):
+                self._distrust(handle, "it told a state that is none")
+                return
             future = self._requests.pop((handle.role, message.request), None)
             if future is not None and not future.done():
                 future.set_result(message.state)
@@ -231,3 +235,12 @@ class Children:
         with suppress(ChildProcessError, ProcessLookupError):
             os.kill(self.zygote_pid, signal.SIGKILL)
             os.waitpid(self.zygote_pid, 0)
+
+
+def _is_state(state: Any) -> bool:
+    """Return whether a state is what JSON can say of one."""
+    try:
+        json.dumps(state)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return isinstance(state, dict)

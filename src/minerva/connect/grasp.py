@@ -20,6 +20,7 @@ from typing import Any
 
 from OpenSSL import SSL
 
+from minerva.connect.budget import TimeBudget
 from minerva.core.errors import MinervaError
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.grasp.engine import GraspEngine
@@ -47,8 +48,14 @@ HANDSHAKES_PER_SECOND, HANDSHAKE_BURST = 250, 64
 """How many of them are done in a second, and at once: each costs about a millisecond, for which routing
 waits. The others wait their turn."""
 
-_READ = 32_768
+SHARE = 1 / 3
+"""The part of the process's time that what comes on connections may take; the rest is for routing."""
+
+_READ = 4096
 """The most bytes taken from one connection before others, and routing, have their turn."""
+
+_WORTH_WAITING = 0.005
+_LOOK_AGAIN = 3600.0  # seconds: the longest time between two looks at a certificate, should the clock be set
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +93,7 @@ class GraspRunner:
         self._pumping = False
         self._server: asyncio.Server | None = None
         self._next_turn = 0.0
+        self.budget = TimeBudget(SHARE)
         self.buffer = bytearray(_READ)
 
     async def listen(self) -> None:
@@ -284,7 +292,16 @@ class _Wire(asyncio.BufferedProtocol):
         return self._runner.buffer
 
     def buffer_updated(self, nbytes: int) -> None:
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         self._received(bytes(memoryview(self._runner.buffer)[:nbytes]))
+        self._rest(self._runner.budget.spent(began, loop.time()))
+
+    def _rest(self, seconds: float) -> None:
+        """Take nothing from this connection for some time."""
+        if seconds > _WORTH_WAITING and self._transport is not None:
+            self._transport.pause_reading()
+            asyncio.get_running_loop().call_later(seconds, self._transport.resume_reading)
 
     def _received(self, data: bytes) -> None:
         raise NotImplementedError
@@ -362,6 +379,7 @@ class _Secured(_Wire):
         self._session = TlsConnection(runner.tls.context, server_side=inbound)
         self._deadline: asyncio.TimerHandle | None = None
         self._expires = datetime.min.replace(tzinfo=UTC)
+        self._expiry: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -369,14 +387,13 @@ class _Secured(_Wire):
         self._deadline = loop.call_later(HANDSHAKE_SECONDS, self.fail, "TLS takes too long")
         if self._inbound:
             self._runner.handshaking(self, begun=True)
-            if (wait := self._runner.turn()) > 0:
-                assert self._transport is not None
-                self._transport.pause_reading()
-                loop.call_later(wait, self._transport.resume_reading)
+            self._rest(self._runner.turn())
         self._put(self._session.data_to_send())
 
     def connection_lost(self, error: Exception | None) -> None:
         self._handshake_over()
+        if self._expiry is not None:
+            self._expiry.cancel()
         super().connection_lost(error)
 
     def _handshake_over(self) -> None:
@@ -390,9 +407,6 @@ class _Secured(_Wire):
             self._session.receive(data)
             if self._session.handshake_done and self._session.member is None:
                 self._admit()
-            elif self._session.member is not None and datetime.now(UTC) > self._expires:
-                self.fail("the peer's certificate has expired")
-                return
             text = self._session.read()
         except MinervaError as error:
             self._refuse(str(error))
@@ -401,6 +415,7 @@ class _Secured(_Wire):
         if text and self.number:
             self._runner.received(self.number, text)
         if self._session.closed_by_peer and self._transport is not None:
+            self._say_goodbye()
             self._transport.close()
 
     def _admit(self) -> None:
@@ -409,12 +424,27 @@ class _Secured(_Wire):
             self._session, self._runner.tls.identity, when=datetime.now(UTC), expected=self.peer
         )
         self._expires = member.expires
+        self._look_at_expiry()
         self._handshake_over()
         self._put(self._session.data_to_send())
         if not self._inbound:
             self._runner.ready(self)
         elif not self._runner.accepted(self, self.peer, None):
             self.fail("refused")
+
+    def _look_at_expiry(self) -> None:
+        """End the connection when the peer's membership does (RFC 8994 section 6.2.3)."""
+        left = (self._expires - datetime.now(UTC)).total_seconds()
+        if left < 0:
+            self.fail("the peer's certificate has expired")
+            return
+        loop = asyncio.get_running_loop()
+        self._expiry = loop.call_later(min(left + 1, _LOOK_AGAIN), self._look_at_expiry)
+
+    def _say_goodbye(self) -> None:
+        with suppress(MinervaError):
+            self._session.close()
+        self._put(self._session.data_to_send())
 
     def _refuse(self, reason: str) -> None:
         self._runner.counters["tls-failures"] += 1
@@ -434,7 +464,5 @@ class _Secured(_Wire):
 
     def close(self, *, abort: bool) -> None:
         if not abort:
-            with suppress(MinervaError):
-                self._session.close()
-            self._put(self._session.data_to_send())
+            self._say_goodbye()
         super().close(abort=abort)

@@ -14,7 +14,7 @@ import logging
 import os
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -29,6 +29,7 @@ from minerva.asa.protocol import (
     Request,
     TraceRecord,
 )
+from minerva.connect.budget import TimeBudget
 from minerva.core.errors import UsageError
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.engine import Answer
@@ -48,6 +49,10 @@ MAX_OUTPUT = 1 << 20
 
 MAX_TRACE_OUTPUT = MAX_OUTPUT // 4
 """Bytes unread from which on trace events are dropped: replies matter more."""
+
+TURN_SECONDS = 0.005
+SHARE = 1 / 3
+"""How long one client may be served at a time, and the part of the process's time for all of them."""
 
 _READ = 4096
 """Bytes taken from a connection at a time, so that one client cannot keep the process to itself."""
@@ -127,7 +132,12 @@ class _Client:
         self.under_way: set[int] = set()
         self.tracing = False
         self.open = True
-        self._loop.add_reader(sock, self._readable)
+        self._frames: Iterator[bytes] = iter(())
+        self._listen()
+
+    def _listen(self) -> None:
+        if self.open:
+            self._loop.add_reader(self._socket, self._readable)
 
     def _readable(self) -> None:
         try:
@@ -140,17 +150,36 @@ class _Client:
         if not data:
             self._server.drop(self._number, "it went")
             return
+        self._frames = self._scanner.feed(data)
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """Do what has been asked for, for as long as it is this client's turn."""
+        began = self._loop.time()
         try:
-            for frame in self._scanner.feed(data):
+            while self.open and (frame := next(self._frames, None)) is not None:
                 request = Request.decode(frame)
                 if request.id in self.under_way:
                     raise ApiError(f"two requests with the id {request.id}")
                 self._server.requested(self._number, self, request)
-                if not self.open:
-                    return
+                if self._loop.time() - began > TURN_SECONDS:
+                    break
         except ApiError as error:
             self._server.counters.malformed += 1
             self._server.drop(self._number, str(error))
+        self._rest(began)
+
+    def _rest(self, began: float) -> None:
+        """Let others have their turn: what is left waits, and so does what is still to be read."""
+        wait = self._server.budget.spent(began, self._loop.time())
+        if self.open and wait > TURN_SECONDS:
+            self._loop.remove_reader(self._socket)
+            self._loop.call_later(wait, self._after_rest)
+
+    def _after_rest(self) -> None:
+        self._listen()
+        if self.open:
+            self._go_on()
 
     def send(self, data: bytes) -> bool:
         """Send or keep ``data``; return whether there was room for it."""
@@ -203,6 +232,7 @@ class ApiServer:
         name_of: Callable[[int], str] = str,
     ) -> None:
         self.counters = ApiCounters()
+        self.budget = TimeBudget(SHARE)
         self._socket = sock
         self._engine = engine
         self._used = used

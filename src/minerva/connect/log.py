@@ -7,6 +7,7 @@ import sys
 import time
 
 from minerva.core.rate import TokenBucket
+from minerva.core.text import printable
 
 _LEVELS = {"DEBUG": "debug", "INFO": "info", "WARNING": "warning", "ERROR": "error", "CRITICAL": "error"}
 
@@ -15,8 +16,6 @@ REPEAT_BURST, REPEAT_SECONDS = 20, 1.0
 
 Much of what is logged is about what others did; they shall not fill the disk with it.
 """
-
-_VISIBLE = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160))}
 
 
 class _Formatter(logging.Formatter):
@@ -28,9 +27,10 @@ class _Formatter(logging.Formatter):
         stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         level = _LEVELS.get(record.levelname, record.levelname.lower())
         # Names and reasons may come from peers: they shall not forge lines or move the cursor.
-        text = record.getMessage().translate(_VISIBLE)
+        text = printable(record.getMessage())
         if record.exc_info:
-            text += "\n" + self.formatException(record.exc_info)
+            lines = self.formatException(record.exc_info).splitlines()
+            text = "\n".join([text, *map(printable, lines)])
         return f"{stamp}.{int(record.msecs):03}Z {self._process} {level}: {text}"
 
 
@@ -45,7 +45,7 @@ class _Limiter(logging.Filter):
     def filter(self, record: logging.LogRecord) -> bool:
         place = (record.pathname, record.lineno)
         bucket = self._places.setdefault(place, TokenBucket(REPEAT_BURST, REPEAT_SECONDS))
-        if not bucket.take(record.created):
+        if not bucket.take(time.monotonic()):  # not the record's time: somebody may set the clock
             self._left_out[place] = self._left_out.get(place, 0) + 1
             return False
         if left_out := self._left_out.pop(place, 0):

@@ -63,6 +63,8 @@ class Plane(Child):
         )
         self._api = ApiServer(socket.socket(fileno=api_socket), engine, self._grasp.pump, self._name_of)
         self._listening = self._loop.create_task(self._grasp.listen())
+        # Without its listener GRASP is half deaf: let it be seen, and start again.
+        self._listening.add_done_callback(lambda task: task.cancelled() or task.result())
         inventory = InventoryAsa(engine, Description.of_texts(start.machine), self._loop.time)
         self._tell_inventory(inventory)
 

@@ -19,7 +19,7 @@ class TokenBucket:
 
         What is less important should ``leave`` so many to what is more so.
         """
-        self._tokens = min(self._burst, self._tokens + (now - self._updated) / self._interval)
+        self._tokens = min(self._burst, self._tokens + max(0.0, now - self._updated) / self._interval)
         self._updated = now
         if self._tokens < 1 + leave:
             return False

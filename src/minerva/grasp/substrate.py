@@ -35,6 +35,9 @@ CONNECT_SECONDS = 10.0
 MAX_LINK_CONNECTIONS = 4
 """How many connections a link may have; more than two are a neighbour's mistake."""
 
+MAX_NONSENSE = 64
+"""How many CBOR items that are no message we know a connection may bring: a newer GRASP would not send more."""
+
 MAX_INBOUND = 256
 """How many unicast connections others may have open to us."""
 
@@ -101,6 +104,8 @@ class Connection:
     ready: bool = False
     other_end: int | None = None  # of a conversation with ourselves
     stream: MessageStream = field(default_factory=MessageStream)
+    nonsense: int = 0
+    """How many CBOR items came that were no message."""
 
 
 @dataclass(slots=True)
@@ -313,6 +318,10 @@ class Substrate:
             self._trace(connection, item, incoming=True)
             if isinstance(message, GraspDecodeError):
                 self._counters["not-a-message"] += 1
+                connection.nonsense += 1
+                if connection.nonsense > MAX_NONSENSE:
+                    self._reset(connection, "it sends nothing that GRASP knows", now)
+                    return
                 self._upcalls.on_nonsense(number, message, now)
             elif connection.interface is not None:
                 self._upcalls.on_link(number, connection.interface, message, now)
@@ -320,8 +329,11 @@ class Substrate:
                 self._upcalls.on_unicast(number, message, now)
         if connection.stream.broken and number in self._connections:
             self._counters["broken-streams"] += 1
-            self.close(number, abort=True)
-            self._lost(connection, "it sent something that is not CBOR", now)
+            self._reset(connection, "it sent something that is not CBOR", now)
+
+    def _reset(self, connection: Connection, reason: str, now: float) -> None:
+        self.close(connection.number, abort=True)
+        self._lost(connection, reason, now)
 
     def _lost(self, connection: Connection, reason: str, now: float) -> None:
         link = None if connection.interface is None else self._links.get(connection.interface)

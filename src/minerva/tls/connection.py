@@ -33,6 +33,7 @@ from OpenSSL import SSL, crypto
 from minerva.pki.certificates import load_certificate
 from minerva.pki.errors import CertificateError
 from minerva.pki.membership import Member
+from minerva.pki.path import MAX_CERTIFICATES
 from minerva.tls.context import reason
 from minerva.tls.errors import TlsError, TlsPeerError, TlsRefusedError, TlsUsageError
 from minerva.tls.library import clear_errors
@@ -245,7 +246,11 @@ def _peer_chain(ssl: SSL.Connection) -> tuple[x509.Certificate, ...]:
     leaf = ssl.get_peer_certificate()
     if leaf is None:
         return ()
-    chain = [_der(leaf), *(_der(certificate) for certificate in ssl.get_peer_cert_chain() or ())]
+    others = ssl.get_peer_cert_chain() or ()
+    # Before anything is done with them: to read a certificate costs more than to send it.
+    if len(others) > MAX_CERTIFICATES:
+        raise CertificateError(f"{len(others)} certificates, at most {MAX_CERTIFICATES} are accepted")
+    chain = [_der(leaf), *map(_der, others)]
     # A client gets the leaf in the chain as well, a server does not.
     if len(chain) > 1 and chain[1] == chain[0]:
         del chain[0]
