@@ -36,7 +36,7 @@ MAX_LINK_CONNECTIONS = 4
 """How many connections a link may have; more than two are a neighbour's mistake."""
 
 MAX_NONSENSE = 64
-"""How many CBOR items that are no message we know a connection may bring: a newer GRASP would not send more."""
+"""How many CBOR items that are no message we know a connection may bring: a newer GRASP sends no more."""
 
 MAX_INBOUND = 256
 """How many unicast connections others may have open to us."""
