@@ -57,6 +57,7 @@ def test_all_settings() -> None:
         ("[ike]\nike_lifetime = 90_000", "ike.ike_lifetime must be 2 to 86400 seconds"),
         ("[ike]\nike_lifetime = 9.5", "must be a whole number"),
         ('log_level = "loud"', "log_level must be one of"),
+        ('data_plane = "hardware"', "data_plane must be one of auto, kernel, user"),
         ("[ports", "is not TOML"),
     ],
 )

@@ -92,7 +92,7 @@ class SecurityAssociation:
 
 @dataclass(frozen=True, slots=True)
 class SaCounters:
-    """What the kernel counted for an SA: inner packets and their bytes; those received were authentic and new.
+    """What the kernel counted for an SA: inner packets and their bytes, received ones once authenticated.
 
     The last three are packets dropped: before the replay window, in it a second time, not authentic.
     """
