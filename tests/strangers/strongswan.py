@@ -163,10 +163,12 @@ class Charon:
         trusts: x509.Certificate | None = None,
         dpd_delay: int = 0,
         cipher: str = "aes256gcm16",
+        esp_group: str | None = None,
     ) -> None:
         """Make ``issued`` charon's certificate, and the connection ``acp`` one with ``group``.
 
-        It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given.
+        It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given. For
+        child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none.
         """
         base = self.folder / "swanctl"
         for old in base.glob("*/*"):
@@ -180,7 +182,15 @@ class Charon:
         for number, certificate in enumerate((trusts or anchor, *issued.chain)):
             (base / "x509ca" / f"{number}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
         address = issued.node_name.address
-        text = _SWANCTL_CONF.format(group=group, id=address, dpd_delay=dpd_delay, cipher=cipher, a=A, b=B)
+        text = _SWANCTL_CONF.format(
+            group=group,
+            esp_group=f"-{group}" if esp_group is None else esp_group,
+            id=address,
+            dpd_delay=dpd_delay,
+            cipher=cipher,
+            a=A,
+            b=B,
+        )
         (base / "swanctl.conf").write_text(text)
         loaded = self.swanctl("--load-all", "--clear", "--noprompt")
         assert "loaded connection 'acp'" in loaded, loaded
@@ -428,7 +438,7 @@ connections {{
         local_ts = ::/0
         remote_ts = ::/0
         # With a group: rekeying a child without one would have no forward secrecy, and is refused.
-        esp_proposals = aes256gcm16-{group}
+        esp_proposals = aes256gcm16{esp_group}
         mode = tunnel
       }}
     }}

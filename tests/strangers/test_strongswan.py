@@ -341,6 +341,57 @@ def test_rekeying(bench: Bench, echo: Echo, side: str, group: str) -> None:
     assert f"{last:08x}" in sas
 
 
+@pytest.mark.parametrize(
+    ("ours", "its"), [("child", "child"), ("ike", "ike"), ("child", "ike"), ("ike", "child")]
+)
+@pytest.mark.parametrize("side", ["we", "it"])
+def test_both_rekey_at_once(bench: Bench, echo: Echo, side: str, ours: str, its: str) -> None:
+    """Each end has its request on its way when that of the other comes (RFC 7296 sections 2.8.1 and 2.25).
+
+    covers: 6.8-rekey
+    """
+    bench.load()
+    node = up(bench, side)
+    before = len(bench.charon.log())
+    command = bench.charon.begin("--rekey", f"--{its}", "acp")
+    deadline = time.monotonic() + 5
+    while "generating CREATE_CHILD_SA request" not in bench.charon.log()[before:]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    rekey(bench, node, f"our {ours}")  # before we have looked at what charon has sent
+    node.complete(command)
+
+    def settled() -> bool:
+        sas = bench.charon.sas()
+        return (
+            sas.count("INSTALLED") == sas.count("ESTABLISHED") == len(node.channel.inbound_spis) == 1
+            and (ours == "child") is bool(node.of(ChildUp))
+            and (ours == "ike") is bool(node.of(IkeRekeyed))
+        )
+
+    node.run(settled, 8)
+    assert not node.closed()
+    # Of a child SA and its IKE SA neither is replaced now: we try again after a second, charon after many.
+    assert ("N(TEMP_FAIL)" in bench.charon.log()[before:]) is (ours != its)
+    spi = echo.exchange(node, b"still there")
+    assert f"{spi:08x}" in bench.charon.sas()
+
+
+def test_a_child_is_not_rekeyed_without_a_key_exchange(bench: Bench, echo: Echo) -> None:
+    """A charon without a group for child SAs is refused that, and the channel stays as it is.
+
+    covers: 6.8.2-3
+    """
+    bench.load(esp_group="")
+    node = up(bench, "we")
+    before = len(bench.charon.log())
+    node.complete(bench.charon.begin("--rekey", "--child", "acp"))
+    node.run(lambda: "N(NO_PROP)" in bench.charon.log()[before:])
+    assert not node.of(ChildUp)
+    assert not node.closed()
+    echo.exchange(node, b"still there")
+
+
 # --- the end -------------------------------------------------------------------------------------------
 
 
