@@ -1,20 +1,26 @@
-"""What sealing and opening one ESP packet costs, on one core and without any socket.
+"""ESP: what sealing and opening one packet costs, and what the data plane does beside those of others.
 
-``python bench/bench_esp.py``; the peer is the bare AES-GCM call of the library on the same bytes, which is
-what no ESP on top of it can beat.
+``python bench/bench_esp.py``. First on one core and without any socket; the peer is the bare AES-GCM call of
+the library on the same bytes, which is what no ESP on top of it can beat. Then, as root, tunnels between
+namespaces (see ``_esp_live``), all in turn in every round. The rows with a peer are taken with the socket
+buffers that the kernel gives everybody; what we do with large ones is a row without a peer.
 """
 
 from __future__ import annotations
 
 import itertools
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterable
-from typing import Final
+from contextlib import ExitStack
+from functools import partial
+from typing import Final, Literal
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from _esp_live import Round, Tunnel, Unavailable, libipsec, measure, minerva, tunnel, veth, wireguard_go
 from _report import report
 from minerva.core.secret import Secret
 from minerva.esp.packet import TRAILERS
@@ -25,8 +31,65 @@ PACKETS: Final = 5_000
 INNER_SIZES: Final = (64, 1400)
 PEER: Final = "bare AES-256-GCM"
 
+ROUNDS: Final = 5
+OURS, LARGE = "minerva", "minerva, large buffers"
+CONTENDERS: Final[dict[str, Callable[[Tunnel], None]]] = {
+    OURS: partial(minerva, large_buffers=False),
+    "libipsec": libipsec,
+    "wireguard-go": wireguard_go,
+    "veth": veth,
+    LARGE: partial(minerva, large_buffers=True),
+}
+FIGURES: Final[tuple[tuple[str, str, Literal["lower", "higher"]], ...]] = (
+    ("tcp_mbit_s", "Mbit/s", "higher"),
+    ("cpu_us_per_packet", "us", "lower"),
+    ("rtt_ms", "ms", "lower"),
+)
+
 
 def main() -> None:
+    """Measure and report everything that this machine and this user can."""
+    packets()
+    if os.geteuid() == 0:
+        tunnels()
+    else:
+        print("tunnels are not measured: they need root", file=sys.stderr)
+
+
+def tunnels() -> None:
+    """Set all contenders up, measure them in turn, and report ours beside each of the others."""
+    # The namespaces go when the run is stopped from outside, too.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    with ExitStack() as stack:
+        standing = {}
+        for name, make in CONTENDERS.items():
+            try:
+                standing[name] = tunnel(name, make, stack)
+            except Unavailable as error:
+                print(f"{name} is left out: {error}", file=sys.stderr)
+        rounds: dict[str, list[Round]] = {name: [] for name in standing}
+        for number in range(ROUNDS):
+            for name, made in standing.items():
+                rounds[name].append(measure(made))
+                print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
+    ours, large = rounds.pop(OURS), rounds.pop(LARGE)
+    for peer, theirs in rounds.items():
+        _report_rounds(ours, peer, theirs)
+    _report_rounds(large)
+
+
+def _report_rounds(ours: list[Round], peer: str | None = None, theirs: list[Round] | None = None) -> None:
+    """Print the figures of ``ours`` beside a peer's; without a peer they are those with large buffers."""
+    suffix = "" if peer else "_large_buffers"
+    for figure, unit, better in FIGURES:
+        values = [getattr(each, figure) for each in ours]
+        their_values = [getattr(each, figure) for each in theirs or ()]
+        # A bare veth has no process whose time could be counted.
+        if peer is None or any(their_values):
+            report("esp", figure + suffix, values, unit, better, peer, their_values or None)
+
+
+def packets() -> None:
     """Measure and print, taking turns, so that a busy moment of the machine hits everybody alike."""
     for size in INNER_SIZES:
         runs = [_run(size) for _ in range(RUNS)]

@@ -17,12 +17,13 @@ class ReplayWindow:
     """Which of the last ``size`` sequence numbers have been seen.
 
     Ask :meth:`is_new` before the packet is authenticated and call :meth:`accept` only after: a forged
-    sequence number must not move the window.
+    sequence number must not move the window. ``top``, for reading only, is the highest number accepted, 0 for
+    none: all above it are new.
     """
 
     # One integer of `size` bits, bit 0 for the highest number accepted: a shift and a mask a packet, which
     # in Python is several times faster than a ring of words.
-    __slots__ = ("_mask", "_seen", "_size", "_top")
+    __slots__ = ("_mask", "_seen", "_size", "top")
 
     def __init__(self, size: int = DEFAULT_WINDOW) -> None:
         if size < MIN_WINDOW:
@@ -32,30 +33,25 @@ class ReplayWindow:
         self._size = size
         self._mask = (1 << size) - 1
         self._seen = 0
-        self._top = 0
-
-    @property
-    def top(self) -> int:
-        """The highest sequence number accepted, 0 for none."""
-        return self._top
+        self.top = 0
 
     def is_old(self, sequence: int) -> bool:
         """Return whether ``sequence`` lies before the window, so that nothing is known of it."""
-        return sequence <= self._top - self._size
+        return sequence <= self.top - self._size
 
     def is_new(self, sequence: int) -> bool:
         """Return whether ``sequence`` may be accepted: in or after the window, and not seen. 0 never is."""
-        behind = self._top - sequence
+        behind = self.top - sequence
         if behind < 0:
             return True
         return behind < self._size and sequence != 0 and not self._seen >> behind & 1
 
     def accept(self, sequence: int) -> None:
         """Record ``sequence``, for which ``is_new`` was true and whose packet is authentic."""
-        ahead = sequence - self._top
+        ahead = sequence - self.top
         if ahead <= 0:
             self._seen |= 1 << -ahead
             return
         # A jump over the whole window must not shift by up to 2**32 bits.
         self._seen = (self._seen << ahead | 1) & self._mask if ahead < self._size else 1
-        self._top = sequence
+        self.top = sequence

@@ -69,15 +69,19 @@ def leave_group(sock: socket.socket, group: IPv6Address, index: int) -> None:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_LEAVE_GROUP, group.packed + struct.pack("@I", index))
 
 
-def esp_socket(device: str, index: int, local: IPv6Address, remote: IPv6Address) -> socket.socket:
+def esp_socket(
+    device: str, index: int, local: IPv6Address, remote: IPv6Address, *, buffer: int | None = DATA_BUFFER
+) -> socket.socket:
     """Return a raw ESP socket between two link-local addresses of ``device`` and nobody else.
 
-    It never fragments and never believes a Packet Too Big, which anybody on the link could forge.
+    ``buffer`` is the size of its two buffers in bytes, ``None`` for what the kernel gives every socket. It
+    never fragments and never believes a Packet Too Big, which anybody on the link could forge.
     """
     kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
     sock = socket.socket(socket.AF_INET6, kind, _IPPROTO_ESP)
     _device(sock, device)
-    _buffers(sock, DATA_BUFFER)
+    if buffer is not None:
+        _buffers(sock, buffer)
     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
     sock.bind((str(local), 0, 0, index))
     sock.connect((str(remote), 0, 0, index))
