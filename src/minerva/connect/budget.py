@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+ALLOWANCE = 0.05
+"""For so little, in seconds, nobody has to wait: who says a word now and then is answered at once."""
+
 
 class TimeBudget:
     """Lets one kind of work have ``share`` of the time, all who cause it together.
@@ -11,10 +14,11 @@ class TimeBudget:
     """
 
     def __init__(self, share: float) -> None:
-        self._rest = 1 / share - 1
+        self._share = share
         self._free_at = 0.0
 
-    def spent(self, began: float, now: float) -> float:
-        """Note work from ``began`` to ``now``; return how many seconds who caused it has to wait."""
-        self._free_at = max(self._free_at, now) + (now - began) * self._rest
-        return self._free_at - now
+    def spent(self, seconds: float, now: float) -> float:
+        """Note work of ``seconds`` of CPU time, just done; return how many seconds its cause has to wait."""
+        self._free_at = max(self._free_at, now - seconds) + seconds / self._share
+        wait = self._free_at - now
+        return wait if wait > ALLOWANCE else 0.0
