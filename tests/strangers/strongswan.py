@@ -164,11 +164,13 @@ class Charon:
         dpd_delay: int = 0,
         cipher: str = "aes256gcm16",
         esp_group: str | None = None,
+        expects: Issued | None = None,
     ) -> None:
         """Make ``issued`` charon's certificate, and the connection ``acp`` one with ``group``.
 
         It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given. For
-        child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none.
+        child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none. It takes
+        everybody, or only whom it ``expects``.
         """
         base = self.folder / "swanctl"
         for old in base.glob("*/*"):
@@ -186,6 +188,7 @@ class Charon:
             group=group,
             esp_group=f"-{group}" if esp_group is None else esp_group,
             id=address,
+            peer_id="%any" if expects is None else expects.node_name.address,
             dpd_delay=dpd_delay,
             cipher=cipher,
             a=A,
@@ -354,8 +357,21 @@ class Node:
         assert "initiate completed successfully" in output, output
         return self.of(Established)[-1]
 
+    def begin_only(self) -> None:
+        """Send an IKE_SA_INIT request and never look for the answer."""
+        self.endpoint.initiate(B, IKE_PORT, time.monotonic())
+        self._pump()
+
+    def crash(self) -> None:
+        """Be gone without a word."""
+        for sock in self._sockets.values():
+            sock.close()
+        self._sockets.clear()
+
     def finish(self) -> None:
-        """Delete what is up, and close the sockets."""
+        """Delete what is up, and close the sockets, unless it has crashed."""
+        if not self._sockets:
+            return
         self.endpoint.close_all(time.monotonic())
         gone = (State.CLOSED, State.DELETING)
         with suppress(AssertionError):
@@ -378,6 +394,8 @@ charon-systemd {{
   # Who does not answer is dead after three seconds.
   retransmit_timeout = 0.5
   retransmit_tries = 2
+  cookie_threshold = 1
+  half_open_timeout = 2
   plugins {{
     vici {{
       socket = unix://FOLDER/vici.sock
@@ -431,7 +449,7 @@ connections {{
     }}
     remote {{
       auth = pubkey
-      id = %any
+      id = {peer_id}
     }}
     children {{
       acp {{
