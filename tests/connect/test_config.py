@@ -68,6 +68,21 @@ def test_mistakes_are_named(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_the_file_and_the_setting_are_told_apart(tmp_path: Path) -> None:
+    path = tmp_path / "m.toml"
+    for text, words in [
+        ('[ports]\ninclude = "eth0"', "ports.include must be a list of strings"),
+        ("ports = 1", "ports must be a table"),
+        ("[ports]\ninculde = []", "ports: there is no setting 'inculde'"),
+        ("port = 1", "there is no setting 'port'"),
+        ('data_plane = "x"', "data_plane must be one of"),
+    ]:
+        path.write_text(text)
+        with pytest.raises(UsageError) as caught:
+            config.load(path)
+        assert str(caught.value).startswith(f"{path}: {words}")
+
+
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no configuration file"):
         config.load(tmp_path / "none.toml")

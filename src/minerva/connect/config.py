@@ -84,7 +84,7 @@ _MAX_INTERFACE_NAME = 15
 _LIFETIMES = range(2, 86_400 + 1)  # of keys, in seconds: twice the overlap of old and new, and a day
 
 
-def _build(cls: Any, value: object, where: str) -> Any:
+def _build(cls: Any, value: object, where: str, separator: str = ".") -> Any:
     """Return the dataclass ``cls`` made from a TOML table, or raise UsageError naming the setting."""
     if not isinstance(value, dict):
         raise UsageError(f"{where} must be a table")
@@ -94,7 +94,9 @@ def _build(cls: Any, value: object, where: str) -> Any:
         raise UsageError(
             f"{where}: there is no setting {unknown[0]!r}; there are: {', '.join(sorted(known))}"
         )
-    return cls(**{name: _convert(hints[name], item, f"{where}.{name}") for name, item in value.items()})
+    return cls(
+        **{name: _convert(hints[name], item, f"{where}{separator}{name}") for name, item in value.items()}
+    )
 
 
 def _convert(kind: Any, value: object, where: str) -> Any:
@@ -110,13 +112,16 @@ def _convert(kind: Any, value: object, where: str) -> Any:
     return value
 
 
-def parse(text: str, source: str) -> Config:
-    """Return the configuration in ``text`` (TOML), which comes from ``source``. Raises UsageError."""
+def parse(text: str, source: str, separator: str = ".") -> Config:
+    """Return the configuration in ``text`` (TOML), which comes from ``source``. Raises UsageError.
+
+    ``separator`` stands between ``source`` and the name of a setting: a dot, if that is a table itself.
+    """
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UsageError(f"{source} is not TOML: {error}") from error
-    config = _build(Config, table, source)
+    config = _build(Config, table, source, separator)
     assert isinstance(config, Config)
     if config.log_level not in _LOG_LEVELS:
         raise UsageError(f"{source}: log_level must be one of {', '.join(_LOG_LEVELS)}")
@@ -144,4 +149,4 @@ def load(path: Path | None) -> Config:
         raise UsageError(f"there is no configuration file {path}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the configuration file {file}: {error}") from error
-    return parse(text, str(file))
+    return parse(text, str(file), ": ")
