@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from cbor2 import CBORTag
 
+from minerva.asa import client
 from minerva.asa.client import Grasp, default_path
 from minerva.core import cbor
 from minerva.core.errors import UsageError
@@ -390,6 +391,28 @@ def test_no_node_is_no_security(tmp_path: Path) -> None:
         assert caught.value.code is ErrorCode.noSecurity
 
     asyncio.run(main())
+
+
+def test_a_node_that_is_stuck(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.05)
+
+    async def test(node: FakeNode, grasp: Grasp) -> None:
+        node.engine.functions |= dict.fromkeys(("listen_negotiate", "status"), lambda _: ...)
+        listening = asyncio.ensure_future(grasp.listen_negotiate(1, OBJECTIVE))
+        await asyncio.sleep(0.1)  # that may take as long as it likes
+        assert grasp.is_open
+        for call in (grasp.status(), listening, grasp.status()):
+            with pytest.raises(AsaError, match=f"the node does not answer on {node.path}") as caught:
+                await call
+            assert caught.value.code is ErrorCode.noSocket
+
+    run(tmp_path, test)
+
+
+def test_an_unspecified_error_with_a_reason_is_specified() -> None:
+    assert str(AsaError(ErrorCode.unspec, "too many sessions")) == "too many sessions (unspec)"
+    assert str(AsaError(ErrorCode.unspec)) == "unspecified error (unspec)"
+    assert str(AsaError(ErrorCode.declined, "no")) == "the peer declined: no (declined)"
 
 
 def test_a_user_without_permission_is_told_what_to_do(

@@ -30,6 +30,9 @@ from minerva.grasp.options import Objective, check_array, check_uint
 DISCOVERY_TIMEOUT = 2000
 """How long :meth:`Grasp.discover` collects locators unless it is told, in milliseconds."""
 
+ANSWER_SECONDS = 10.0
+"""How long a node may take for a call that it answers at once; then it is stuck, and the connection ends."""
+
 _MAX_TRACE = 10_000
 """Trace records held for a reader that is behind; then the oldest go."""
 
@@ -50,9 +53,10 @@ class _Pending:
 
 
 class _Connection(asyncio.Protocol):
-    """Numbers requests, hands replies to who waits for them."""
+    """Numbers requests, hands replies to who waits for them. ``where`` is the path of the socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, where: Path) -> None:
+        self._where = where
         self._loop = asyncio.get_running_loop()
         self._scanner = FrameScanner(from_node=True)
         self._transport: asyncio.Transport | None = None
@@ -106,17 +110,31 @@ class _Connection(asyncio.Protocol):
         """Whether requests can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
-    async def call(self, function: str, *arguments: Any, undo: Callable[[Any], None] | None = None) -> Any:
-        """Call ``function`` of the node and return its result. Raises :class:`AsaError`."""
-        await self._writable.wait()
-        identifier = self._send(function, *arguments)
+    async def call(
+        self,
+        function: str,
+        *arguments: Any,
+        undo: Callable[[Any], None] | None = None,
+        others: bool = False,
+    ) -> Any:
+        """Call ``function`` of the node and return its result. Raises :class:`AsaError`.
+
+        ``others`` says that the answer depends on others than the node: then it takes whatever time it takes.
+        """
         waiting = _Pending(self._loop.create_future(), undo)
-        self._pending[identifier] = waiting
+        limit = None if others else self._loop.call_later(ANSWER_SECONDS, self._give_up, waiting)
         try:
-            return await waiting.reply
-        except asyncio.CancelledError:
-            self._withdraw(identifier, waiting)
-            raise
+            await self._writable.wait()
+            identifier = self._send(function, *arguments)
+            self._pending[identifier] = waiting
+            try:
+                return await waiting.reply
+            except asyncio.CancelledError:
+                self._withdraw(identifier, waiting)
+                raise
+        finally:
+            if limit is not None:
+                limit.cancel()
 
     def post(self, function: str, *arguments: Any) -> None:
         """Call ``function`` without waiting for how it ends; nothing happens if the connection is gone."""
@@ -144,6 +162,13 @@ class _Connection(asyncio.Protocol):
             raise AsaError(ErrorCode.noSocket, self._why)
         self._transport.write(data)
         return identifier
+
+    def _give_up(self, waiting: _Pending) -> None:
+        """End the connection to a node that is stuck."""
+        # If this process was stopped, the answer may have come together with the end of the time.
+        if self._transport is not None and not waiting.reply.done():
+            self._why = f"the node does not answer on {self._where}"
+            self._transport.abort()
 
     def _withdraw(self, identifier: int, waiting: _Pending) -> None:
         """Take back a request whose caller has been cancelled."""
@@ -202,6 +227,8 @@ def _peer(peer: AsaLocator | None) -> Any:
 class Grasp:
     """The GRASP API of this host's node. Every call that fails raises :class:`AsaError` with the RFC's code.
 
+    A node that leaves unanswered for ``ANSWER_SECONDS`` what it has only itself to ask about is stuck: the
+    connection ends, and all calls on it with ``noSocket``.
     A task that is cancelled while it waits takes its request back. Use as ``async with Grasp.connect()``.
     """
 
@@ -218,9 +245,13 @@ class Grasp:
         """
         where = default_path() if path is None else Path(path)
         try:
-            _, connection = await asyncio.get_running_loop().create_unix_connection(_Connection, str(where))
+            _, connection = await asyncio.get_running_loop().create_unix_connection(
+                lambda: _Connection(where), str(where)
+            )
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError) as error:
-            raise AsaError(ErrorCode.noSecurity, f"nothing listens on {where}") from error
+            raise AsaError(
+                ErrorCode.noSecurity, f"no node runs with the run directory {where.parent}"
+            ) from error
         except PermissionError as error:
             raise UsageError(
                 f"this user may not use GRASP ({where}): run as root, or as a member of the group minerva"
@@ -300,7 +331,9 @@ class Grasp:
         Nothing found is an empty list. With ``timeout`` 0 the cache alone is asked. Cached locators with
         ``minimum_ttl`` or less to live are forgotten first; 0 forgets all.
         """
-        found = await self._connection.call("discover", handle, objective.to_cbor(), timeout, minimum_ttl)
+        found = await self._connection.call(
+            "discover", handle, objective.to_cbor(), timeout, minimum_ttl, others=True
+        )
         return _parsed(_locators, found)
 
     # Negotiation (2.3.5)
@@ -321,6 +354,7 @@ class Grasp:
             _peer(peer),
             timeout,
             undo=lambda result: self._end_unwanted(handle, result),
+            others=True,
         )
         return _parsed(_step, found)
 
@@ -334,6 +368,7 @@ class Grasp:
             handle,
             objective.to_cbor(),
             undo=lambda result: self._end_unwanted(handle, result),
+            others=True,
         )
         session, requested = _parsed(_step, found)
         if session is None:
@@ -358,6 +393,7 @@ class Grasp:
             objective.to_cbor(),
             timeout,
             undo=lambda result: self._end_unwanted(handle, result),
+            others=True,
         )
         return _parsed(_step, found)
 
@@ -381,7 +417,9 @@ class Grasp:
         self, handle: int, objective: Objective, peer: AsaLocator | None = None, timeout: int = 0
     ) -> Objective:
         """Return the objective with the value it has at ``peer``; without one, as flooded or discovered."""
-        found = await self._connection.call("synchronize", handle, objective.to_cbor(), _peer(peer), timeout)
+        found = await self._connection.call(
+            "synchronize", handle, objective.to_cbor(), _peer(peer), timeout, others=True
+        )
         return _parsed(Objective.from_cbor, found)
 
     async def listen_synchronize(self, handle: int, objective: Objective) -> None:

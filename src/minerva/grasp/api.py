@@ -87,7 +87,7 @@ _WORDS = {
     ErrorCode.notYourObj: "the objective is not registered by this ASA",
     ErrorCode.notObj: "objective not found",
     ErrorCode.notNeg: "the objective is not for negotiation",
-    ErrorCode.noSecurity: "there is no ACP: this machine runs no node, or it has no ACP certificate",
+    ErrorCode.noSecurity: "there is no ACP",
     ErrorCode.noDiscReply: "nobody answered the discovery",
     ErrorCode.sockErrNegRq: "cannot send the negotiation request",
     ErrorCode.noSession: "there is no such session (any more)",
@@ -117,7 +117,11 @@ class AsaError(GraspError):
     """A call of the API failed; ``code`` is the RFC's number, ``reason`` what the peer said, if anything."""
 
     def __init__(self, code: ErrorCode, reason: str = "") -> None:
-        super().__init__(f"{_WORDS[code]}{f': {reason}' if reason else ''} ({code.name})")
+        # "Unspecified" is untrue of an error whose reason specifies it.
+        words = (
+            [reason] if code is ErrorCode.unspec and reason else [_WORDS[code], *([reason] if reason else [])]
+        )
+        super().__init__(f"{': '.join(words)} ({code.name})")
         self.code = code
         self.reason = reason
 
