@@ -7,6 +7,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -18,7 +19,7 @@ from typing import IO, Any
 import click
 import pytest
 
-from minerva.asa import AsaError, Objective, ObjectiveFlag, blocking
+from minerva.asa import AsaError, Objective, ObjectiveFlag, blocking, client
 from minerva.cli import grasp as command
 from minerva.cli.main import main
 from tests.asa.node import node_in_thread
@@ -83,30 +84,66 @@ def console(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Cons
 def test_flood_and_what_comes_of_it(console: Console) -> None:
     assert console.good("floods") == "nothing has been flooded\n"
     assert console.json("floods") == []
-    assert console.good("flood", "motd", '"hello"') == 'flooded motd = "hello", valid for 180 s\n'
-    assert console.good("flood", "other", "--cbor", "d8184101", "--ttl", "0", "--locator", "[fd00::9]:443")
+    assert console.good("flood", "a:motd", '"hello"') == 'flooded a:motd = "hello", valid for 180 s\n'
+    locator = ("--locator", "[fd00::9]:443")
+    assert console.good("flood", "other:x", "--cbor", "d8184101", "--ttl", "0", *locator)
+    assert console.good("flood", "own:x", "1", "--locator", "[fd89:b714:f3db::1]:7017")
     head, *rows = console.good("floods").splitlines()
     assert head.split() == ["NAME", "VALUE", "ORIGIN", "LOCATOR", "VALID"]
     assert [row.split()[:4] for row in rows] == [
-        ["motd", '"hello"', "fd89:b714:f3db::1", "-"],
-        ["other", "24(h'01')", "fd89:b714:f3db::1", "[fd00::9]:443"],
+        ["a:motd", '"hello"', "fd89:b714:f3db::1", "-"],
+        ["other:x", "24(h'01')", "fd89:b714:f3db::1", "[fd00::9]:443"],
+        ["own:x", "1", "fd89:b714:f3db::1", ":7017"],
     ]
     assert rows[1].endswith("for ever")
-    (item,) = console.json("floods", "other")
+    (item,) = console.json("floods", "other:x")
     assert item == {
-        "objective": "other",
+        "objective": "other:x",
         "loop_count": 6,
         "value": {"tag": 24, "value": {"hex": "01"}},
         "origin": "fd89:b714:f3db::1",
         "locator": "[fd00::9]:443",
         "seconds_left": None,
     }
-    assert console.good("sync", "motd") == '"hello"\n'
-    assert console.json("sync", "other")["value"] == {"tag": 24, "value": {"hex": "01"}}
+    assert console.json("floods", "own:x")[0]["locator"] == "[fd89:b714:f3db::1]:7017"
+    assert console.good("floods", "un:known") == "nothing has been flooded as 'un:known'\n"
+    assert console.good("sync", "a:motd") == '"hello"\n'
+    assert console.json("sync", "other:x")["value"] == {"tag": 24, "value": {"hex": "01"}}
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("motd", "'motd' is no registered name"),
+        ("EX10", "'EX10' is no registered name"),
+        ("AN_ACP", "what nodes find each other by"),
+        ("AN_Proxy", "what nodes find each other by"),
+        ("EX1", ""),
+        ("SRV.est", ""),
+        ("example.com:motd", ""),
+    ],
+)
+def test_names_that_are_not_ones_own(console: Console, name: str, words: str) -> None:
+    """covers: G2.10.1-1"""
+    code, output, errors = console.run("flood", name, "1")
+    assert (code, output) == (0, f"flooded {name} = 1, valid for 180 s\n")
+    assert words in errors
+    assert errors.count("\n") == bool(words)
+
+
+def test_a_table_fits_into_the_terminal(console: Console, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    console.good("flood", "a:motd", json.dumps("x" * 100))
+    long = console.good("floods")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    short = console.good("floods")
+    assert max(map(len, long.splitlines())) > 80
+    assert max(map(len, short.splitlines())) == 80
+    assert "xx…" in short
 
 
 def test_flood_again_and_again_until_interrupted(console: Console) -> None:
-    with console.background("flood", "beat", "[1]", "--every", "1", "--json") as (process, output):
+    with console.background("flood", "a:beat", "[1]", "--every", "1", "--json") as (process, output):
         assert json.loads(output.readline())["ttl"] == 3.5
         process.send_signal(signal.SIGINT)
         assert process.wait(10) == 0
@@ -256,6 +293,16 @@ def _ask(asa: blocking.Asa, objective: Objective) -> None:
         (("listen", "x", "--sync", "--accept"), "not for both"),
         (("listen", "x", "--value", "1", "--accept"), "not for both"),
         (("listen", "x", "--accept", "--counter", "1"), "not both"),
+        (("listen", "x", "--accept", "--decline"), "give --accept or --decline, not both"),
+        (("listen", "x", "--value", "1", "--count", "2"), "--count counts negotiations"),
+        (("listen", "x", "--value", "1", "--reason", "x"), "--reason goes with --decline"),
+        (("listen", "x", "--accept", "--reason", "x"), "--reason goes with --decline"),
+        (("flood", "x", "back at noon"), "as in '\"back at noon\"'"),
+        (("flood", "x", "[" * 14 + "]" * 14), "nested too deeply: at most 13 "),
+        (("flood", "x", "1", "--locator", "[::1]:443"), "as others reach it, not '[::1]:443'"),
+        (("flood", "x", "1", "--locator", "[::]:443"), "as others reach it"),
+        (("flood", "x", "1", "--locator", "[ff02::1]:443"), "as others reach it"),
+        (("flood", "x", "1", "--locator", "[fd00::1]:0"), "as others reach it"),
         (("listen", "x", "--counter", "{"), "is not JSON"),
     ],
 )
@@ -263,6 +310,66 @@ def test_wrong_use_is_said_in_one_sentence(console: Console, arguments: tuple[st
     code, sentence = console.bad(*arguments)
     assert code == 2
     assert words in sentence
+
+
+@pytest.mark.parametrize("name", ["", "x" * 256, "\u00e9" * 128])
+@pytest.mark.parametrize(
+    "command",
+    [("discover",), ("sync",), ("flood", "1"), ("negotiate", "1"), ("listen", "--accept")],
+)
+def test_what_cannot_be_a_name_is_not_asked_for(
+    console: Console, name: str, command: tuple[str, ...]
+) -> None:
+    code, _, errors = console.run(command[0], name, *command[1:])
+    assert code == 2
+    assert "a name has 1 to 255 bytes" in errors
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "-inf", "1e300"])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("discover", "x", "--timeout"),
+        ("sync", "x", "--timeout"),
+        ("flood", "x", "1", "--ttl"),
+        ("flood", "x", "1", "--every"),
+        ("negotiate", "x", "1", "--timeout"),
+    ],
+)
+def test_times_that_are_none(console: Console, arguments: tuple[str, ...], number: str) -> None:
+    code, _, errors = console.run(*arguments, number)
+    assert code == 2
+    assert f"Invalid value for '{arguments[-1]}'" in errors
+
+
+def test_a_value_as_deep_as_can_be(console: Console) -> None:
+    deep = "[" * 13 + "1" + "]" * 13
+    console.good("flood", "a:x", deep)
+    assert console.good("sync", "a:x") == f"{deep}\n"
+
+
+def test_negotiating_what_is_only_synchronized(console: Console) -> None:
+    words = "the peer closed the connection without an answer: nobody there negotiates 'a:x'"
+    with console.background("listen", "a:x", "--value", "1"):
+        arguments = ("negotiate", "a:x", "1", "--peer", "fd89:b714:f3db::1")
+        assert console.bad(*arguments) == (1, f"minerva: {words}\n")
+
+
+@pytest.mark.parametrize("arguments", [("floods",), ("discover", "x"), ("listen", "x", "--accept")])
+def test_a_node_that_is_stuck(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+) -> None:
+    monkeypatch.setattr(client, "ANSWER_SECONDS", 0.1)
+    path = tmp_path / "grasp.sock"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as stuck:
+        stuck.bind(str(path))
+        stuck.listen(2)
+        code, sentence = Console(tmp_path, capsys).bad(*arguments)
+    assert code == 1
+    assert f"the node does not answer on {path}" in sentence
 
 
 @pytest.mark.parametrize(
@@ -286,8 +393,12 @@ def test_without_a_node(
     """covers: 6.9.2-3"""
     code, sentence = Console(tmp_path, capsys).bad(*arguments)
     assert code == 1
-    assert "there is no ACP" in sentence
-    assert "noSecurity" in sentence
+    with pytest.raises(SystemExit) as caught:
+        main(["status", "--run-dir", str(tmp_path)])
+    assert caught.value.code == 1
+    assert sentence == capsys.readouterr().err.replace("\n", " (noSecurity)\n")
+    assert f"no node runs with the run directory {tmp_path}" in sentence
+    assert "--run-dir" in sentence
 
 
 def test_a_node_that_ends_while_we_listen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -303,19 +414,19 @@ def test_a_node_that_ends_while_we_listen(tmp_path: Path, capsys: pytest.Capture
 
 
 def test_names_from_the_network_are_escaped(console: Console) -> None:
-    name = "evil\x1b]0;owned\x07"
+    name = "evil:\x1b]0;owned\x07"
     console.good("flood", name, json.dumps({name: name}))
     for arguments in (("floods",), ("floods", "--json"), ("sync", name), ("objectives",)):
         assert console.good(*arguments).replace("\n", "").isprintable()
-    code, sentence = console.bad("discover", "x\x1b", "--timeout", "0")
-    assert code == 1
-    assert sentence.rstrip("\n").isprintable()
+    # The escape is not escaped once more.
+    sentence = "minerva: nobody is known to handle 'x\\u001b'\n"
+    assert console.bad("discover", "x\x1b", "--timeout", "0") == (1, sentence)
 
 
 def test_a_terminal_that_lacks_a_character(console: Console) -> None:
-    console.good("flood", "motd", '"h\u00e9llo \u2713"')
+    console.good("flood", "a:motd", '"h\u00e9llo \u2713"')
     found = subprocess.run(
-        [sys.executable, "-m", "minerva", "grasp", "sync", "motd", "--run-dir", str(console.run_dir)],
+        [sys.executable, "-m", "minerva", "grasp", "sync", "a:motd", "--run-dir", str(console.run_dir)],
         env=os.environ | {"PYTHONIOENCODING": "ascii"},
         capture_output=True,
         check=True,

@@ -168,7 +168,7 @@ def test_files_that_are_none(tmp_path: Path, capsys: pytest.CaptureFixture[str])
         ([str(tmp_path / "y")], 2, "No such file or directory"),
         ([str(path), "--type", "M_NONE"], 2, "'M_NONE' is not one of"),
         ([str(path), "--count", "0"], 2, "0 is not in the range"),
-        (["--run-dir", str(tmp_path)], 1, "this machine runs no node"),
+        (["--run-dir", str(tmp_path)], 1, "no node runs with the run directory"),
     ):
         with pytest.raises(SystemExit) as caught:
             main(["grasp", "trace", *arguments])

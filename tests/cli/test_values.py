@@ -111,11 +111,20 @@ def test_parse() -> None:
     assert parse(None) is NO_VALUE
     assert parse("[1, null]") == [1, None]
     assert parse(None, "8201f6") == [1, None]
+    assert parse(json.dumps({"a": "b"})) == {"a": "b"}
+    for text in ("{", "[1", '"a'):  # whoever wrote that knows of quotes
+        with pytest.raises(UsageError, match=r"is not JSON$"):
+            parse(text)
     for text, in_cbor, words in [
         ("hello", None, "needs its own quotes"),
         ("{", None, "is not JSON"),
-        ("[" * 5000 + "]" * 5000, None, "is not JSON"),
-        ("[" * 700 + "]" * 700, None, "is not JSON"),
+        ("back at noon", None, "needs its own quotes, as in '\"back at noon\"'"),
+        ("x" * 500, None, "^x{59}… is not JSON; text needs"),
+        ("[" * 5000 + "]" * 5000, None, "nested too deeply: at most 13"),
+        ("[" * 14 + "]" * 14, None, "nested too deeply"),
+        ('{"tag": 1, "value": ' * 14 + "1" + "}" * 14, None, "nested too deeply"),
+        (None, "81" * 14 + "01", "nested too deeply"),
+        (None, "\x1b" * 500, r"not '(\\u001b){9}"),
         ("1", "01", "not both"),
         (None, "0x", "hexadecimal"),
         (None, "ff", "CBOR"),

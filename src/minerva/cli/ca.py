@@ -37,7 +37,7 @@ def ca() -> None:
     """Run a certification authority for an ACP domain in a directory."""
 
 
-@ca.command()
+@ca.command(short_help="Make a CA for a domain.")
 @click.argument("domain", required=False)
 @click.option("--dir", "ca_dir", type=_DIRECTORY, required=True, help="Where the new CA is to be.")
 @click.option(
@@ -65,7 +65,7 @@ def init(
     _print_authority(authority, as_json)
 
 
-@ca.command()
+@ca.command(short_help="Make a node's identity: key, certificate, trust anchors.")
 @click.argument("ca_dir", type=_DIRECTORY)
 @click.argument("node_dir", type=_DIRECTORY)
 @click.option(

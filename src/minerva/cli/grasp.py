@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ import click
 from minerva.cli import options
 from minerva.cli.grasp_common import (
     LOOP_COUNT,
+    MAX_SECONDS,
     SECONDS,
     GraspCommandError,
     cbor_option,
     milliseconds,
     node_status,
+    objective_argument,
     objective_json,
     one_sentence,
     peer_locator,
@@ -29,10 +32,10 @@ from minerva.cli.grasp_common import (
 from minerva.cli.grasp_negotiation import listen, negotiate
 from minerva.cli.grasp_trace import trace
 from minerva.cli.table import table
-from minerva.cli.values import parse, shown
+from minerva.cli.values import parse, quoted, shown
 from minerva.core.text import printable
 from minerva.grasp.api import AsaLocator, TaggedObjective
-from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag, TransportProto
+from minerva.grasp.constants import AN_ACP, AN_PROXY, GRASP_DEF_LOOPCT, ObjectiveFlag, TransportProto
 from minerva.grasp.options import (
     NO_VALUE,
     FqdnLocator,
@@ -54,6 +57,9 @@ _PERIOD_MINIMUM = 1.0
 
 _CELL = 60
 """The most characters that a table shows of a value, or of anything else."""
+
+_REGISTERED = re.compile(r"EX[0-9]|AN_ACP|AN_Proxy|AN_join_registrar|PrefixManager(\.Params)?|SRV\..+")
+"""The names of the IANA registry "GRASP Objective Names", from RFC 8990, 8992, 8994 and 8995."""
 
 
 @click.group()
@@ -101,10 +107,10 @@ def _ttl_text(milliseconds: int | None) -> str:
 # --- discover, sync --------------------------------------------------------------------------------------
 
 
-@grasp.command()
+@grasp.command(short_help="Find the nodes that handle an objective.")
 @options.run_dir
 @options.as_json
-@click.argument("objective")
+@objective_argument
 @timeout_option(2.0)
 @click.option("--fresh", is_flag=True, help="Forget what is known and ask again.")
 def discover(run_dir: Path, as_json: bool, objective: str, timeout: float, fresh: bool) -> None:
@@ -121,13 +127,13 @@ def discover(run_dir: Path, as_json: bool, objective: str, timeout: float, fresh
         ]
         print_line(table(("LOCATOR", "VALID", "TOLD"), rows, "", width=_CELL))
     if not found:
-        raise GraspCommandError(f"nobody is known to handle {printable(objective)!r}")
+        raise GraspCommandError(f"nobody is known to handle {quoted(objective)}")
 
 
-@grasp.command()
+@grasp.command(short_help="Get the value of an objective.")
 @options.run_dir
 @options.as_json
-@click.argument("objective")
+@objective_argument
 @peer_option
 @timeout_option(10.0)
 def sync(run_dir: Path, as_json: bool, objective: str, peer: str | None, timeout: float) -> None:
@@ -141,10 +147,10 @@ def sync(run_dir: Path, as_json: bool, objective: str, peer: str | None, timeout
 # --- flood, floods ---------------------------------------------------------------------------------------
 
 
-@grasp.command()
+@grasp.command(short_help="Tell all nodes the value of an objective.")
 @options.run_dir
 @options.as_json
-@click.argument("objective")
+@objective_argument
 @click.argument("value", required=False)
 @cbor_option
 @click.option(
@@ -153,7 +159,9 @@ def sync(run_dir: Path, as_json: bool, objective: str, peer: str | None, timeout
     help=f"Seconds it is valid, 0 for ever. [default: {_TTL_SECONDS:g}, or {_TTL_PERIODS} times --every]",
 )
 @click.option(
-    "--every", type=click.FloatRange(min=_PERIOD_MINIMUM), help="Flood again every so many seconds."
+    "--every",
+    type=options.FiniteRange(_PERIOD_MINIMUM, MAX_SECONDS),
+    help="Flood again every so many seconds.",
 )
 @click.option("--locator", metavar="[ADDRESS]:PORT", help="Where the thing can be reached, by TCP.")
 @click.option(
@@ -178,6 +186,7 @@ def flood(
         told = Objective(objective, ObjectiveFlag.F_SYNCH, loop_count, parse(value, in_cbor))
     with registered(run_dir, "flood") as asa, until_interrupted(every is not None):
         asa.register_objective(told)
+        _warn_of_name(objective)
         while True:
             asa.flood(milliseconds(ttl), TaggedObjective(told, where))
             if as_json:
@@ -190,7 +199,21 @@ def flood(
             time.sleep(every)
 
 
-@grasp.command()
+def _warn_of_name(name: str) -> None:
+    if name in (AN_ACP, AN_PROXY):
+        what = f"{quoted(name)} is what nodes find each other by: they may believe this flood"
+    elif ":" in name or _REGISTERED.fullmatch(name):
+        return
+    else:
+        what = f"{quoted(name)} is no registered name, and others may use it for something else"
+    click.echo(
+        f"minerva: {what}; private names are a domain and a colon, then a name, as in example.com:motd "
+        "(RFC 8990 section 2.10.1)",
+        err=True,
+    )
+
+
+@grasp.command(short_help="Show what has been flooded and is still valid.")
 @options.run_dir
 @options.as_json
 @click.argument("objective", required=False)
@@ -203,18 +226,21 @@ def floods(run_dir: Path, as_json: bool, objective: str | None) -> None:
             if objective not in (None, told.name):
                 continue
             where = None if entry["locator"] is None else _locator_text(locator_from_cbor(entry["locator"]))
-            left = entry["ttl"]
-            rows.append((told.name, shown(told.value), entry["initiator"], where, _ttl_text(left)))
+            origin, left = entry["initiator"], entry["ttl"]
+            # Most are to be found where they come from, and an address twice makes the line too long.
+            short = None if where is None else where.removeprefix(f"[{origin}]")
+            rows.append((told.name, shown(told.value), origin, short, _ttl_text(left)))
             items.append(
                 {
                     **objective_json(told),
-                    "origin": entry["initiator"],
+                    "origin": origin,
                     "locator": where,
                     "seconds_left": _seconds_left(left),
                 }
             )
     head = ("NAME", "VALUE", "ORIGIN", "LOCATOR", "VALID")
-    print_line(json_text(items) if as_json else table(head, rows, "nothing has been flooded", width=_CELL))
+    empty = "nothing has been flooded" + ("" if objective is None else f" as {quoted(objective)}")
+    print_line(json_text(items) if as_json else table(head, rows, empty, width=_CELL, flexible="VALUE"))
 
 
 # --- objectives, sessions --------------------------------------------------------------------------------
@@ -229,7 +255,7 @@ def _kinds(flags: int) -> str:
     return ", ".join(name for flag, name in names.items() if flags & flag) or "discovery"
 
 
-@grasp.command()
+@grasp.command(short_help="Show what programs of this machine have registered.")
 @options.run_dir
 @options.as_json
 def objectives(run_dir: Path, as_json: bool) -> None:
@@ -252,10 +278,10 @@ def objectives(run_dir: Path, as_json: bool) -> None:
             items.append({key: item for key, item in entry.items() if key != "value"} | known)
     head = ("NAME", "ASA", "FOR", "ANSWERS", "VALUE")
     empty = "no program has registered an objective"
-    print_line(json_text(items) if as_json else table(head, rows, empty, width=_CELL))
+    print_line(json_text(items) if as_json else table(head, rows, empty, width=_CELL, flexible="VALUE"))
 
 
-@grasp.command()
+@grasp.command(short_help="Show the sessions that are going on.")
 @options.run_dir
 @options.as_json
 def sessions(run_dir: Path, as_json: bool) -> None:

@@ -14,18 +14,42 @@ import click
 
 from minerva.asa import blocking
 from minerva.asa.protocol import API_SOCKET
+from minerva.cli.options import FiniteRange
+from minerva.cli.values import quoted
+from minerva.connect.control import TO_HAVE_A_NODE
 from minerva.core.errors import MinervaError, UsageError
 from minerva.core.text import printable
-from minerva.grasp.api import AsaError, AsaLocator
+from minerva.grasp.api import AsaError, AsaLocator, ErrorCode
 from minerva.grasp.constants import GRASP_LISTEN_PORT, MAX_UINT32, TransportProto
 from minerva.grasp.errors import GraspError
 from minerva.grasp.options import NO_VALUE, IPv6Locator, Objective
+from minerva.grasp.registry import check_name
 from minerva.grasp.text import json_data
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
-SECONDS = click.FloatRange(0, MAX_UINT32 / 1000)
+MAX_SECONDS = MAX_UINT32 / 1000
+"""The longest time that GRASP can say."""
+
+SECONDS = FiniteRange(0, MAX_SECONDS)
 LOOP_COUNT = click.IntRange(1, 255)
+
+
+class _ObjectiveName(click.ParamType[str]):
+    """The name of an objective."""
+
+    name = "objective"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the name. Raises click.BadParameter."""
+        try:
+            check_name(value)
+        except AsaError as error:
+            self.fail(f"{error.reason}.", param, ctx)
+        return str(value)
+
+
+objective_argument = click.argument("objective", type=_ObjectiveName())
 
 
 class GraspCommandError(MinervaError):
@@ -57,7 +81,10 @@ def one_sentence() -> Iterator[None]:
     try:
         yield
     except AsaError as error:
-        raise GraspCommandError(printable(str(error))) from error
+        text = str(error)
+        if error.code is ErrorCode.noSecurity:
+            text = f"{error.reason}; {TO_HAVE_A_NODE} ({error.code.name})"
+        raise GraspCommandError(printable(text)) from error
     except GraspError as error:
         raise UsageError(printable(str(error))) from error
 
@@ -87,17 +114,23 @@ def milliseconds(seconds: float) -> int:
 
 
 def tcp_locator(text: str, option: str, default_port: int | None = None) -> AsaLocator:
-    """Return the locator in ``ADDRESS`` or ``[ADDRESS]:PORT``. Raises UsageError."""
+    """Return the locator in ``ADDRESS`` or ``[ADDRESS]:PORT``, if others can reach it. Raises UsageError."""
     address, port = text, "" if default_port is None else str(default_port)
     if text.startswith("["):
         address, _, port = text[1:].partition("]:")
     try:
         if not port.isascii() or not port.isdigit() or int(port) > 65535:
             raise ValueError
-        return AsaLocator(IPv6Locator(IPv6Address(address), TransportProto.IPPROTO_TCP, int(port)))
+        locator = IPv6Locator(IPv6Address(address), TransportProto.IPPROTO_TCP, int(port))
     except ValueError:
         form = "[ADDRESS]:PORT" if default_port is None else "ADDRESS or [ADDRESS]:PORT"
-        raise UsageError(f"{option} takes {form} with an IPv6 address, not {printable(text)!r}") from None
+        raise UsageError(f"{option} takes {form} with an IPv6 address, not {quoted(text)}") from None
+    where = locator.address
+    if where.is_loopback or where.is_unspecified or where.is_multicast or locator.port == 0:
+        raise UsageError(
+            f"{option} takes the address and the port of one node, as others reach it, not {quoted(text)}"
+        )
+    return AsaLocator(locator)
 
 
 def peer_locator(text: str | None) -> AsaLocator | None:
@@ -125,4 +158,5 @@ def print_line(line: str) -> None:
     """Print at once, also into a pipe, and also what the terminal's encoding lacks."""
     encoding = getattr(sys.stdout, "encoding", None) or "ascii"
     click.echo(line.encode(encoding, "backslashreplace").decode(encoding))
-    sys.stdout.flush()
+    if sys.stdout is not None:  # it was closed before we began
+        sys.stdout.flush()

@@ -20,6 +20,7 @@ from minerva.cli.grasp_common import (
     asa_name,
     cbor_option,
     milliseconds,
+    objective_argument,
     objective_json,
     one_sentence,
     peer_locator,
@@ -29,10 +30,10 @@ from minerva.cli.grasp_common import (
     timeout_option,
     until_interrupted,
 )
-from minerva.cli.values import parse, shown
+from minerva.cli.values import parse, quoted, shown
 from minerva.core.errors import UsageError
 from minerva.core.text import printable
-from minerva.grasp.api import AsaError, ErrorCode
+from minerva.grasp.api import AsaError, AsaLocator, ErrorCode
 from minerva.grasp.constants import GRASP_DEF_LOOPCT, ObjectiveFlag
 from minerva.grasp.options import NO_VALUE, Objective
 from minerva.grasp.text import json_data, json_text
@@ -40,10 +41,10 @@ from minerva.grasp.text import json_data, json_text
 # --- negotiate -------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Ask a node for a value, and bargain.")
 @options.run_dir
 @options.as_json
-@click.argument("objective")
+@objective_argument
 @click.argument("value", required=False)
 @cbor_option
 @peer_option
@@ -51,7 +52,7 @@ from minerva.grasp.text import json_data, json_text
 @click.option("--accept", is_flag=True, help="Accept whatever is offered.")
 @click.option(
     "--accept-within",
-    type=click.FloatRange(0),
+    type=options.FiniteRange(0),
     metavar="N",
     help="Accept a number that is not further than N from VALUE, insist on VALUE till then.",
 )
@@ -92,7 +93,7 @@ def negotiate(
     with registered(run_dir, "negotiate") as asa:
         say("us", wanted)
         asked = Objective(objective, flags, loop_count, wanted)
-        with asa.negotiate(asked, where, milliseconds(timeout)) as session:
+        with _begun(asa, asked, where, milliseconds(timeout)) as session:
             while not session.ended:
                 say("peer", session.value)
                 if accept or (accept_within is not None and _is_near(session.value, wanted, accept_within)):
@@ -112,6 +113,19 @@ def negotiate(
         print_line(json_text({"objective": objective, "agreed": json_data(session.value), "steps": steps}))
     else:
         print_line(f"agreed on {shown(session.value)}")
+
+
+def _begun(asa: blocking.Asa, asked: Objective, where: AsaLocator | None, timeout: int) -> blocking.Session:
+    """Return the session that has begun with the peer's first answer. Raises AsaError, GraspCommandError."""
+    try:
+        return asa.negotiate(asked, where, timeout)
+    except AsaError as error:
+        if error.code is not ErrorCode.noPeer:
+            raise
+        # So a node ends a request for what it does not negotiate (RFC 8990 section 2.5.5).
+        raise GraspCommandError(
+            f"the peer closed the connection without an answer: nobody there negotiates {quoted(asked.name)}"
+        ) from error
 
 
 def _put_to_user(session: blocking.Session, say: Callable[[str, Any], None], timeout: int) -> None:
@@ -145,19 +159,19 @@ def _is_near(offer: Any, wanted: Any, distance: float) -> bool:
 # --- listen ----------------------------------------------------------------------------------------------
 
 
-@click.command()
+@click.command(short_help="Answer requests of other nodes.")
 @options.run_dir
 @options.as_json
-@click.argument("objective")
+@objective_argument
 @click.option("--value", metavar="VALUE", help="What synchronization requests are answered with.")
 @cbor_option
 @click.option(
     "--sync/--negotiate", "synchronizes", default=None, help="What is answered, if it is not clear."
 )
-@click.option("--accept", "policy", flag_value="accept", help="Accept what is asked for.")
-@click.option("--decline", "policy", flag_value="decline", help="Decline it.")
+@click.option("--accept", is_flag=True, help="Accept what is asked for.")
+@click.option("--decline", is_flag=True, help="Decline it.")
 @click.option("--counter", metavar="VALUE", help="Offer VALUE instead, and insist on it.")
-@click.option("--reason", default="", help="Why it is declined.")
+@click.option("--reason", help="With --decline: why.")
 @click.option("--count", type=click.IntRange(1), help="End after so many negotiations.")
 def listen(
     run_dir: Path,
@@ -166,31 +180,42 @@ def listen(
     value: str | None,
     in_cbor: str | None,
     synchronizes: bool | None,
-    policy: str | None,
+    accept: bool,
+    decline: bool,
     counter: str | None,
-    reason: str,
+    reason: str | None,
     count: int | None,
 ) -> None:
     """Answer requests for OBJECTIVE until Ctrl-C: with --value, or by negotiation.
 
     To synchronize: --value. To negotiate: --accept, --decline or --counter.
     """
-    negotiates = policy is not None or counter is not None
+    policies = [
+        policy
+        for policy, wanted in (("accept", accept), ("decline", decline), ("counter", counter is not None))
+        if wanted
+    ]
+    if len(policies) > 1:
+        raise UsageError(f"give --{policies[0]} or --{policies[1]}, not both")
+    negotiates = bool(policies)
     given = parse(value, in_cbor, name="--value")
-    if policy is not None and counter is not None:
-        raise UsageError(f"give --{policy} or --counter, not both")
+    if reason is not None and not decline:
+        raise UsageError("--reason goes with --decline")
     if synchronizes is False and not negotiates and given is not NO_VALUE:
         counter, given, negotiates = json_text(json_data(given)), NO_VALUE, True
+        policies = ["counter"]
     if negotiates and (synchronizes or given is not NO_VALUE):
         raise UsageError("an objective is for synchronization (--value) or for negotiation, not for both")
     if not negotiates and (synchronizes is False or given is NO_VALUE):
         raise UsageError("say how to answer: --value VALUE, or --accept, --decline or --counter VALUE")
+    if count is not None and not negotiates:
+        raise UsageError("--count counts negotiations: it does not go with --value")
     path = run_dir / API_SOCKET
     with one_sentence(), until_interrupted(True):
         if negotiates:
             offer = parse(counter, name="--counter")
             told = Objective(objective, ObjectiveFlag.F_NEG)
-            responder = _Responder(policy or "counter", offer, reason or None, as_json)
+            responder = _Responder(policies[0], offer, reason or None, as_json)
             asyncio.run(_answer_negotiations(path, told, responder, count))
         else:
             told = Objective(objective, ObjectiveFlag.F_SYNCH, value=given)

@@ -82,7 +82,7 @@ class _Filter:
         return self.objective is None or self.objective in (o.name for o in objectives(seen.message))
 
 
-@click.command()
+@click.command(short_help="Show GRASP messages as they pass, or from a capture.")
 @click.argument("file", metavar="[FILE.pcap]", type=click.File("rb"), required=False)
 @click.option("--interface", metavar="NAME", help="Only what was seen on that interface.")
 @click.option(

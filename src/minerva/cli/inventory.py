@@ -14,7 +14,9 @@ from minerva.asa import Asa, AsaError
 from minerva.asa.inventory import Description, question
 from minerva.asa.protocol import API_SOCKET
 from minerva.cli import options
+from minerva.cli.grasp_common import one_sentence
 from minerva.cli.table import table
+from minerva.core.text import printable
 from minerva.grasp.api import AsaLocator, TaggedObjective
 from minerva.grasp.errors import GraspError
 
@@ -89,7 +91,8 @@ def inventory(run_dir: Path, as_json: bool, no_ask: bool) -> None:
     Every node tells the others what it is; this one's node is asked for what it has heard, and then each
     machine for how long it has been up.
     """
-    machines = asyncio.run(take_inventory(run_dir / API_SOCKET, ask=not no_ask))
+    with one_sentence():
+        machines = asyncio.run(take_inventory(run_dir / API_SOCKET, ask=not no_ask))
     if as_json:
         click.echo(json.dumps([machine.as_json() for machine in machines]))
         return
@@ -101,17 +104,17 @@ def inventory(run_dir: Path, as_json: bool, no_ask: bool) -> None:
             machine.description.model,
             machine.description.serial,
             machine.description.version,
-            _uptime(machine),
+            _uptime(machine.description.uptime),
         )
         for machine in machines
     ]
     click.echo(table(head, rows, "nobody has told of itself yet"))
+    for machine in machines:
+        if machine.problem is not None:
+            click.echo(printable(f"{machine.description.name} ({machine.address}): {machine.problem}"))
 
 
-def _uptime(machine: Machine) -> str:
-    if machine.problem is not None:
-        return machine.problem
-    seconds = machine.description.uptime
+def _uptime(seconds: int | None) -> str:
     if seconds is None:
         return "-"
     days, rest = divmod(seconds, 86_400)

@@ -15,14 +15,23 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 from minerva.cli import options
+from minerva.cli.node import NodeCommandError
 from minerva.core.errors import MinervaError, UsageError
 
 if TYPE_CHECKING:
     from minerva.lab.lab import Lab
+    from minerva.lab.nodes import LabNode
 
 _Found = dict[str, Any]
 
 _DEFAULT_TIMEOUT = 120.0
+_timeout_option = click.option(
+    "--timeout",
+    type=options.FiniteRange(0, min_open=True),
+    default=_DEFAULT_TIMEOUT,
+    show_default=True,
+    help="Seconds to wait.",
+)
 
 
 @click.group()
@@ -82,13 +91,13 @@ class _Progress:
         self._lines = len(rows)
 
 
-@lab.command()
+@lab.command(short_help="Build a lab, see that all reach all, tear it down.")
 @click.argument("topology")
 @click.option("--name", help="The lab's name.  [default: made up]")
 @click.option("--pcap", type=click.Path(path_type=Path), help="Directory for one capture file a link.")
 @click.option("--keylog", is_flag=True, help="With --pcap: a wireshark/ profile there with all session keys.")
 @click.option("--cut", metavar="A-B", help="Then cut this link and wait until all is well again.")
-@click.option("--timeout", type=float, default=_DEFAULT_TIMEOUT, show_default=True, help="Seconds to wait.")
+@_timeout_option
 @options.as_json
 def run(
     topology: str,
@@ -200,7 +209,7 @@ def _end(found: _Found, *, as_json: bool) -> NoReturn:
 @lab.command()
 @click.argument("topology")
 @click.option("--name", default="lab", show_default=True, help="What to call it.")
-@click.option("--timeout", type=float, default=_DEFAULT_TIMEOUT, show_default=True, help="Seconds to wait.")
+@_timeout_option
 @options.as_json
 def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
     """Build TOPOLOGY and leave it running."""
@@ -229,7 +238,11 @@ def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
     _end(found | {"name": name}, as_json=as_json)
 
 
-@lab.command("exec", context_settings={"ignore_unknown_options": True})
+@lab.command(
+    "exec",
+    context_settings={"ignore_unknown_options": True},
+    short_help="Run a command in a node of a standing lab.",
+)
 @click.argument("name", metavar="LAB")
 @click.argument("target", metavar="NODE[:host|acp|link:PORT]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
@@ -250,7 +263,10 @@ def exec_command(name: str, target: str, command: tuple[str, ...]) -> None:
 @click.argument("name", metavar="LAB", required=False)
 @options.as_json
 def status(name: str | None, as_json: bool) -> None:
-    """Show the standing labs, or the nodes of one."""
+    """Show the standing labs, or the nodes of one.
+
+    The exit code is 1 if one of the nodes does not answer.
+    """
     from minerva.lab.lab import nodes_of, standing
 
     _need_root()
@@ -258,17 +274,25 @@ def status(name: str | None, as_json: bool) -> None:
         names = standing()
         click.echo(json.dumps(names) if as_json else "\n".join(names) or "no lab is standing")
         return
-    found = {node: running.ask("status") or {} for node, running in nodes_of(name).items()}
-    if as_json:
-        click.echo(json.dumps(found))
-        return
-    click.echo(f"lab {name}: {len(found)} nodes")
+    nodes = nodes_of(name)
+    found = {node: running.ask("status") or {} for node, running in nodes.items()}
+    click.echo(json.dumps(found) if as_json else _status_text(name, nodes, found))
+    if silent := [node for node, state in found.items() if not state]:
+        raise NodeCommandError(f"not every node of lab {name} answers: {', '.join(silent)} not")
+
+
+def _status_text(lab: str, nodes: dict[str, LabNode], found: dict[str, _Found]) -> str:
+    lines = [f"lab {lab}: {len(nodes)} nodes"]
     for node, state in found.items():
         if not state:
-            click.echo(f"  {node}: does not answer")
+            lines.append(f"  {node}: does not answer; its log is {nodes[node].log_file}")
             continue
         peers = ", ".join(channel["interface"] for channel in state["channels"]) or "none"
-        click.echo(f"  {node}: {state['acp0']['address']}, channels: {peers}")
+        lines.append(f"  {node}: {state['acp0']['address']}, channels: {peers}")
+    if nodes:
+        one = next(iter(nodes.values()))
+        lines.append(f"The log of a node is {one.directory.parent / 'NODE' / one.log_file.name}")
+    return "\n".join(lines)
 
 
 @lab.command()

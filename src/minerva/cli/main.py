@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
-from typing import Any
+from pathlib import Path
+from typing import Any, NoReturn
 
 import click
 
@@ -13,6 +16,9 @@ from minerva.core.errors import MinervaError, UsageError
 from minerva.core.text import shortened
 
 _MAX_ERROR = 2000
+
+INTERRUPTED = 130
+"""The exit code after ^C: what a shell makes of a program that SIGINT ended."""
 
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
@@ -51,14 +57,41 @@ def cli() -> None:
 
 
 def main(arguments: list[str] | None = None) -> Any:
-    """Run the command; every error that we foresaw is one sentence and an exit code, never a traceback."""
+    """Run the command; what goes wrong is one sentence and an exit code, never a traceback.
+
+    The exit codes are in docs/configuration.md.
+    """
     try:
-        return cli.main(args=arguments, prog_name="minerva")
+        # Not its standalone mode: that takes ^C for a failure.
+        code = cli.main(args=arguments, prog_name="minerva", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except click.Abort:
+        _fail("interrupted", INTERRUPTED)
     except UsageError as error:
-        # What it quotes may be from the network.
-        click.echo(f"minerva: {shortened(str(error), _MAX_ERROR)}", err=True)
-        sys.exit(2)
+        _fail(str(error), 2)
     except MinervaError as error:
-        # What it quotes may be from the network.
-        click.echo(f"minerva: {shortened(str(error), _MAX_ERROR)}", err=True)
-        sys.exit(1)
+        _fail(str(error), 1)
+    except OSError as error:
+        what = error.strerror or str(error)
+        _drop_output()
+        _fail(what if error.filename is None else f"{error.filename}: {what}", 1)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    # What it quotes may be from the network.
+    click.echo(f"minerva: {shortened(sentence, _MAX_ERROR)}", err=True)
+    sys.exit(code)
+
+
+def _drop_output() -> None:
+    """Let nobody try again to write what could not be written, such as Python when it ends."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError), Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from pathlib import Path
@@ -10,16 +11,23 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minerva.cli import options
-from minerva.core.errors import UsageError
+from minerva.core.errors import MinervaError, UsageError
 
 if TYPE_CHECKING:
     from minerva.linux.namespace import Namespace
 
 
+class NodeCommandError(MinervaError):
+    """The node does not do its part."""
+
+
 def _ask(run_dir: Path, command: str) -> dict[str, Any]:
     from minerva.connect import control
 
-    return control.call(run_dir / "control.sock", {"command": command})
+    try:
+        return control.call(run_dir / "control.sock", {"command": command})
+    except control.NodeError as error:
+        raise NodeCommandError(str(error)) from error
 
 
 @click.command()
@@ -34,10 +42,18 @@ def status(run_dir: Path, as_json: bool) -> None:
 
 
 def exec_in(where: Namespace, command: tuple[str, ...]) -> None:
-    """Become ``command`` in the namespace ``where``. Raises UsageError."""
+    """Become ``command`` in the namespace ``where``. Raises UsageError, NodeCommandError."""
     from minerva.linux import namespace
 
-    namespace.enter(where.descriptor)
+    try:
+        namespace.enter(where.descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        # There is a file of that name, but what the node mounted on it is not to be seen from here.
+        raise NodeCommandError(
+            "the node runs in another mount namespace (was it started under 'ip netns exec'?)"
+        ) from error
     where.close()
     try:
         os.execvp(command[0], command)

@@ -24,7 +24,14 @@ _MAX_REQUEST = 65_536
 _MAX_ANSWER = 64 << 20
 _TIMEOUT = 10.0
 
+TO_HAVE_A_NODE = "start one with 'minerva connect', or name its directory with --run-dir"
+"""What whoever finds no node can do."""
+
 Handler = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
+
+
+class NodeError(UsageError):
+    """There is no node to talk to, or it does not answer: nothing is wrong with what it was asked."""
 
 
 class ControlServer:
@@ -75,7 +82,10 @@ class ControlServer:
 
 
 def call(path: Path, request: dict[str, Any]) -> dict[str, Any]:
-    """Send ``request`` to the node that listens on ``path`` and return its answer. Raises UsageError."""
+    """Send ``request`` to the node that listens on ``path`` and return its answer.
+
+    Raises :class:`NodeError` where none answers, UsageError where it, or the kernel, refuses.
+    """
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
             sock.settimeout(_TIMEOUT)
@@ -83,23 +93,20 @@ def call(path: Path, request: dict[str, Any]) -> dict[str, Any]:
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as file:
                 line = file.readline(_MAX_ANSWER)
-    except (FileNotFoundError, ConnectionRefusedError):
-        raise UsageError(
-            f"no node runs with the run directory {path.parent}; start one with 'minerva connect', "
-            "or name its directory with --run-dir"
-        ) from None
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        raise NodeError(f"no node runs with the run directory {path.parent}; {TO_HAVE_A_NODE}") from None
     except PermissionError:
         raise UsageError(f"only root may talk to the node ({path})") from None
     except TimeoutError:
-        raise UsageError(f"the node does not answer on {path}") from None
+        raise NodeError(f"the node does not answer on {path}") from None
     except OSError as error:
-        raise UsageError(f"cannot talk to the node on {path}: {error.strerror or error}") from error
+        raise NodeError(f"cannot talk to the node on {path}: {error.strerror or error}") from error
     try:
         answer = json.loads(line)
     except ValueError:
-        raise UsageError(f"the node on {path} gave no proper answer") from None
+        raise NodeError(f"the node on {path} gave no proper answer") from None
     if not isinstance(answer, dict):
-        raise UsageError(f"the node on {path} gave no proper answer")
+        raise NodeError(f"the node on {path} gave no proper answer")
     if "error" in answer:
         raise UsageError(str(answer["error"]))
     return answer
