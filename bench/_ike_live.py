@@ -13,7 +13,6 @@ from __future__ import annotations
 import os
 import pickle
 import select
-import shutil
 import socket
 import struct
 import subprocess
@@ -66,9 +65,9 @@ def measure(
     from tests.strangers import strongswan
 
     issued = {end: authority.issue(with_ip_san=True) for end in ("a", "b")}
-    with_charon = shutil.which("charon-systemd", path=f"{os.environ['PATH']}:/usr/sbin") is not None
-    if not with_charon:
-        print(f"no charon: apt-get install {' '.join(strongswan.PACKAGES)}", file=sys.stderr)
+    reason = strongswan.missing()
+    if reason is not None:
+        print(f"no figures of charon: {reason}", file=sys.stderr)
     figures: Figures = {}
     for group in groups:
         ours: list[tuple[float, float]] = []
@@ -77,7 +76,7 @@ def measure(
             for run in range(runs + 1):  # the first is to warm up
                 with _Responder(far.path, issued["b"], group) as responder:
                     ours.append(_with_ours(issued["a"], group, responder, count))
-                if with_charon:
+                if reason is None:
                     charon = strongswan.Charon(far, folder / f"charon-{group.name}-{run}", logs=False)
                     try:
                         charon.load(issued["b"], CHARON_GROUPS[group])

@@ -58,11 +58,20 @@ def require_strongswan() -> None:
     """Skip where there is no strongSwan, or no right to make namespaces."""
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces")
-    if shutil.which("charon-systemd", path=_PATH) is None or shutil.which("swanctl", path=_PATH) is None:
-        pytest.skip(f"strongSwan is not installed: apt-get install {' '.join(PACKAGES)}")
+    if (reason := missing()) is not None:
+        pytest.skip(reason)
+
+
+def missing() -> str | None:
+    """Return what of strongSwan is not installed and how to get it, or ``None`` if all is there."""
+    programs = [shutil.which(program, path=_PATH) for program in ("charon-systemd", "swanctl")]
+    if None not in programs and _LIBIPSEC.exists():
+        return None
+    return f"strongSwan is not installed: apt-get install {' '.join(PACKAGES)}"
 
 
 _PATH = f"{os.environ.get('PATH', '')}:/usr/sbin"
+_LIBIPSEC = Path("/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so")
 
 
 @contextmanager
@@ -100,6 +109,13 @@ class Charon:
         self.folder = folder
         self.log_file = folder / "charon.log"
         self._uri = f"unix://{folder}/vici.sock"
+        # Debian's AppArmor profiles are for the programs where they are, and keep them from files in here.
+        self._programs = {}
+        for name in ("charon-systemd", "swanctl"):
+            program = shutil.which(name, path=_PATH)
+            assert program is not None
+            (folder / "bin").mkdir(parents=True, exist_ok=True)
+            self._programs[name] = shutil.copy(program, folder / "bin")
         self._environment = {
             **os.environ,
             "PATH": _PATH,
@@ -124,7 +140,7 @@ class Charon:
         with self._namespace.entered():
             # What it has to say is in its log file.
             self.process = subprocess.Popen(
-                ["charon-systemd"],
+                [self._programs["charon-systemd"]],
                 env=self._environment,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -136,7 +152,7 @@ class Charon:
             time.sleep(0.05)
 
     def _command(self, *words: str) -> list[str]:
-        return ["swanctl", *words, "--uri", self._uri]
+        return [self._programs["swanctl"], *words, "--uri", self._uri]
 
     def swanctl(self, *words: str) -> str:
         """Run ``swanctl`` to its end and return what it prints; it may fail."""
