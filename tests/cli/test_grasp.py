@@ -124,7 +124,6 @@ def test_flood_and_what_comes_of_it(console: Console) -> None:
     ],
 )
 def test_names_that_are_not_ones_own(console: Console, name: str, words: str) -> None:
-    """covers: G2.10.1-1"""
     code, output, errors = console.run("flood", name, "1")
     assert (code, output) == (0, f"flooded {name} = 1, valid for 180 s\n")
     assert words in errors
