@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from minerva.asa.inventory import Description
 from minerva.cli import inventory, main, node, options
 from minerva.cli.main import cli
+from minerva.connect import control
 from minerva.core.errors import MinervaError, UsageError
 from minerva.lab.nodes import LabNode
 from minerva.linux.namespace import Namespace
@@ -109,6 +110,17 @@ def test_a_namespace_that_is_mounted_elsewhere(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(MinervaError, match="another mount namespace"):
         node.exec_in(where, ("true",))
     where.close()
+
+
+def test_a_namespace_that_there_is_not() -> None:
+    status = {
+        "acp0": {"namespace": "mnv-1-acp"},
+        "ports": [{"name": "eth0", "namespace": "mnv-1-eth0"}, {"name": "eth1"}],
+    }
+    with pytest.raises(UsageError) as caught:
+        control.node_namespace(status, "foo", "node n1")
+    words = "node n1 has no namespace 'foo'; besides that of its host it has acp, link:eth0"
+    assert str(caught.value) == words
 
 
 @pytest.mark.parametrize("text", ["nan", "NaN", "inf", "-inf", "1e999", "x", "-1"])

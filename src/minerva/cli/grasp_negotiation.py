@@ -80,7 +80,7 @@ def negotiate(
     if accept and accept_within is not None:
         raise UsageError("give --accept or --accept-within, not both")
     if accept_within is not None and not _is_number(wanted):
-        raise UsageError(f"--accept-within needs a number to ask for, not {shown(wanted)}")
+        raise UsageError(f"--accept-within needs a number to ask for, not {quoted(shown(wanted))}")
     where = peer_locator(peer)
     flags = ObjectiveFlag.F_NEG | (ObjectiveFlag.F_NEG_DRY if dry else ObjectiveFlag(0))
     steps: list[dict[str, Any]] = []

@@ -122,5 +122,5 @@ def node_namespace(status: dict[str, Any], where: str, whose: str) -> Namespace:
     name = spaces.get(where)
     if name is None:
         there = ", ".join(sorted(key for key, value in spaces.items() if value))
-        raise UsageError(f"{whose} has no namespace {where!r}; it has {there}")
+        raise UsageError(f"{whose} has no namespace {where!r}; besides that of its host it has {there}")
     return Namespace(name)
