@@ -1,4 +1,7 @@
-"""The three packet policies of a node, as nft commands. All are stateless: no flood fills a table."""
+"""The three packet policies of a node, as nft commands. None tracks connections: no flood fills a table.
+
+The one thing that is remembered, who has announced himself on a link, only gives an advantage, and is bounded.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,15 @@ ATTEMPTS_PER_SECOND = 100
 ATTEMPT_BURST = 200
 """Limit on first messages of IKE (the responder's SPI is zero): every answer to a forged source takes an
 entry in that same neighbour table for seconds."""
+
+ANNOUNCERS = 128
+ANNOUNCER_SECONDS = 240
+ATTEMPTS_PER_ANNOUNCER = 2
+ATTEMPT_BURST_OF_ANNOUNCER = 6
+"""First messages of IKE of those who have announced themselves by DULL GRASP do not count for that limit, but
+have one of their own each (per second): who invents initiators by the thousand would else leave no room for the
+honest newcomer. If announcers are invented too, and fill the set, all is as without it. An attempt takes two
+messages under load, the second with the cookie."""
 
 FRAGMENTS_PER_SECOND = 200
 FRAGMENT_BURST = 100
@@ -34,6 +46,8 @@ table inet {LINK_TABLE} {{
     counter attempts_over_limit {{ }}
     counter refused_in {{ }}
     counter refused_out {{ }}
+    set announcers {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
+    set attempts {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     chain in {{
         type filter hook prerouting priority raw; policy drop;
         iifname "lo" accept
@@ -41,7 +55,9 @@ table inet {LINK_TABLE} {{
         icmpv6 type nd-neighbor-solicit limit rate over {SOLICITATIONS_PER_SECOND}/second burst {SOLICITATION_BURST} packets counter name solicitations_over_limit drop
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
         icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} ip6 hoplimit 1 accept
+        ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 update @announcers {{ ip6 saddr }} accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
+        ip6 saddr @announcers ip6 daddr {link_local} udp dport 500 @th,128,64 0 update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
