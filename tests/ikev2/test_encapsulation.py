@@ -47,6 +47,19 @@ def test_both_want_it() -> None:
     assert [message.data.startswith(MARKER) for message in messages] == [False] * 2 + [True] * 2
 
 
+def test_all_of_it_on_port_4500() -> None:
+    """As whoever began there may do (RFC 7296 section 2.23)."""
+    a, b = hands(ON, ON)
+    a.endpoint.initiate(B, ENCAPSULATION_PORT, 0.0)
+    messages = exchange(a, b)
+    assert len(messages) == 4
+    assert all(m.port == ENCAPSULATION_PORT and m.data.startswith(MARKER) for m in messages)
+    assert all(hand.of(Established)[0].encapsulated for hand in (a, b))
+    answer = messages[1].data[len(MARKER) :]
+    payloads = decode_payloads(Header.decode(answer).next_payload, answer, HEADER_LENGTH)
+    assert find_notify(payloads, NotifyType.NAT_DETECTION_SOURCE_IP) is not None
+
+
 @pytest.mark.parametrize("settings", [(ON, OFF), (OFF, ON), (OFF, OFF)])
 def test_not_both_want_it(settings: tuple[Config, Config]) -> None:
     a, b, messages = up(*settings)

@@ -181,12 +181,13 @@ class Charon:
         cipher: str = "aes256gcm16",
         esp_group: str | None = None,
         expects: Issued | None = None,
+        lifetimes: tuple[int, int] = (14_400, 3_600),
     ) -> None:
         """Make ``issued`` charon's certificate, and the connection ``acp`` one with ``group``.
 
         It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given. For
         child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none. It takes
-        everybody, or only whom it ``expects``.
+        everybody, or only whom it ``expects``. ``lifetimes`` are of the IKE SA and of the child, in seconds.
         """
         base = self.folder / "swanctl"
         for old in base.glob("*/*"):
@@ -204,6 +205,8 @@ class Charon:
             group=group,
             esp_group=f"-{group}" if esp_group is None else esp_group,
             id=address,
+            ike_lifetime=lifetimes[0],
+            child_lifetime=lifetimes[1],
             peer_id="%any" if expects is None else expects.node_name.address,
             dpd_delay=dpd_delay,
             cipher=cipher,
@@ -458,6 +461,7 @@ connections {{
     mobike = no
     fragmentation = yes
     dpd_delay = {dpd_delay}s
+    rekey_time = {ike_lifetime}s
     local {{
       auth = pubkey
       certs = node.pem
@@ -474,6 +478,7 @@ connections {{
         # With a group: rekeying a child without one would have no forward secrecy, and is refused.
         esp_proposals = aes256gcm16{esp_group}
         mode = tunnel
+        rekey_time = {child_lifetime}s
       }}
     }}
   }}

@@ -419,6 +419,28 @@ def test_a_child_is_not_rekeyed_without_a_key_exchange(bench: Bench, echo: Echo)
     echo.exchange(node, b"still there")
 
 
+@pytest.mark.soak
+def test_a_minute_with_short_lifetimes(bench: Bench, echo: Echo) -> None:
+    """Both ends replace everything every few seconds, at times at once; the packets go on.
+
+    covers: 6.8-rekey
+    """
+    bench.load(lifetimes=(9, 4))
+    node = up(bench, "we", ike_lifetime=9.0, child_lifetime=4.0)
+    began, longest, count = time.monotonic(), 0.0, 0
+    while time.monotonic() - began < 60.0:
+        sent = time.monotonic()
+        echo.exchange(node, os.urandom(50))
+        longest, count = max(longest, time.monotonic() - sent), count + 1
+        node.wait(0.02)
+    assert not node.closed()
+    assert len(node.of(ChildUp)) >= 12
+    assert len(node.of(IkeRekeyed)) >= 5
+    assert longest < 1.0, f"silent for {longest:.1f} s; {count} packets in all"
+    assert len(node.channel.inbound_spis) <= 3
+    assert bench.charon.sas().count("ESTABLISHED") <= 2
+
+
 # --- the end -------------------------------------------------------------------------------------------
 
 
