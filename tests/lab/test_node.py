@@ -293,7 +293,7 @@ def test_directories_that_cannot_be_used(directory: Path) -> None:
 
 def test_status_without_a_node_says_what_to_do(tmp_path: Path) -> None:
     result = minerva("status", "--run-dir", tmp_path)
-    assert result.returncode == 2
+    assert result.returncode == 1
     assert "no node runs" in result.stderr
     assert "minerva connect" in result.stderr
 

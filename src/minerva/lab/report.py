@@ -105,10 +105,11 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
             f"All {found['nodes']} nodes reach each other ({found['pairs_total']} of {found['pairs_total']} "
             f"pairs) {found['seconds']:.1f} seconds after the first was switched on."
         )
-        where = "links" if not lans else "segments"
+        where = "link" if not lans else "segment"
         lines.append(
-            f"They found their neighbours, checked each other's certificates, built {found['channels']} "
-            f"encrypted channels over {found['links']} {where} and computed their routes. "
+            "They found their neighbours, checked each other's certificates, built "
+            f"{_count(found['channels'], 'encrypted channel')} over {_count(found['links'], where)} "
+            "and computed their routes. "
             "None of them was configured."
         )
     if found.get("heal_seconds") is not None:
@@ -116,3 +117,7 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
             f"After the cut, all of them reached each other again within {found['heal_seconds']:.1f} seconds."
         )
     return "\n".join(lines)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
