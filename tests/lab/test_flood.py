@@ -38,8 +38,8 @@ GETS_IN = 8.0
 """How long, in seconds, a new neighbour takes at most."""
 
 MAX_GROWTH = 12 << 20
-"""By how much the memory of a process may have grown after the flood, in bytes, however long that was. Most is
-the supervisor's: for each new channel it lists the kernel's neighbours, of which the flood makes hundreds."""
+"""By how much the memory of a process may have grown after the flood, in bytes, however long that was. Most
+is the supervisor's: for each new channel it lists the kernel's neighbours, and the flood makes hundreds."""
 
 MAX_CPU = 0.3
 """How much of a processor the process that speaks IKE may use at most during the flood."""

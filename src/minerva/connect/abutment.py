@@ -512,7 +512,11 @@ class Abutment(Child):
                 for channel in self._channels.values()
             ],
             "counters": {
-                port.name: {"dull": dict(port.dull.counters), "ike": dict(port.endpoint.counters)}
+                port.name: {
+                    "dull": dict(port.dull.counters),
+                    "ike": dict(port.endpoint.counters),
+                    "kept": port.endpoint.sizes(),
+                }
                 for port in self._ports.values()
             }
             | {"attempts_not_answered": self._limited},

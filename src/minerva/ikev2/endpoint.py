@@ -221,6 +221,10 @@ class Endpoint:
             if sa.state is not State.CLOSED
         ]
 
+    def sizes(self) -> dict[str, int]:
+        """Return how many IKE SAs are kept, with those that only linger, and how many SPIs of child SAs."""
+        return {"ike_sas": len(self._by_spi), "child_spis": len(self._context.child_spis)}
+
     # --- for the driver ------------------------------------------------------------------------------------
 
     def receive(self, data: bytes, address: IPv6Address, port: int, now: float) -> None:

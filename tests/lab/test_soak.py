@@ -1,0 +1,280 @@
+"""A ring whose keys live for seconds, with traffic between all: nobody is silent, and nothing leaks."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field
+from ipaddress import IPv6Address
+from typing import Any
+
+import pytest
+
+from minerva.linux.icmp import EchoSocket
+from minerva.linux.namespace import Namespace
+from minerva.linux.nftables import Nftables
+from tests.lab.attacker import StandingLab, standing_lab, until
+
+pytestmark = pytest.mark.root
+
+NODES = [f"n{number}" for number in range(1, 7)]
+LIFETIME = 4
+"""How long an IKE SA and a child SA are used, in seconds."""
+
+SILENT = {0: 1.0, 10: 5.0}
+"""By the loss on every link, in percent, for how long no pair may be silent, in seconds."""
+
+RATE = 10.0
+FLOOD_GAP = 0.01
+"""What a flooding ping waits for an answer, in seconds, before it sends the next."""
+
+TCP_RATE = 2 << 20
+"""Bytes per second of the TCP flow: not the machine is to be tested, on which others may be busy."""
+
+MAX_KEPT = 16
+"""How many IKE SAs, with those that linger, and SPIs of child SAs a port may have at any time."""
+
+
+def _topology() -> str:
+    pairs = list(itertools.pairwise([*NODES, NODES[0]]))
+    links = ", ".join(f'["{one}", "{other}"]' for one, other in pairs)
+    lifetimes = f"ike_lifetime = {LIFETIME}\nchild_lifetime = {LIFETIME}\n"
+    settings = [f"[nodes.{node}.ike]\n{lifetimes}" for node in NODES]
+    return "\n".join([f"links = [{links}]", *settings])
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays() -> None:
+    """The lab stands for the whole module, and looks itself whether something of it stays."""
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
+    directory = tmp_path_factory.mktemp("labs")
+    (directory / "soak.toml").write_text(_topology())
+    with standing_lab(str(directory / "soak.toml"), "soak", directory) as found:
+        yield found
+
+
+@contextmanager
+def losing(lab: StandingLab, percent: int) -> Iterator[None]:
+    """Let every link lose so many packets, in each direction, before anything of the node sees them."""
+    with ExitStack() as stack:
+        for node in NODES if percent else ():
+            for port in ("eth0", "eth1"):
+                with lab.host(node).entered(), Nftables() as nftables:
+                    nftables.run(
+                        f"table netdev loss_{port} {{ chain c {{\n"
+                        f'type filter hook ingress device "{port}" priority 0;\n'
+                        f"numgen random mod 100 < {percent} counter drop\n}}\n}}\n"
+                    )
+                stack.callback(_restore, lab.host(node), port)
+        yield
+
+
+def _restore(host: Namespace, port: str) -> None:
+    with host.entered(), Nftables() as nftables:
+        nftables.run(f"delete table netdev loss_{port}")
+
+
+Pair = tuple[str, str]
+
+
+@dataclass
+class Probes:
+    """Pings between all ordered pairs: when each was last answered, and how long it was silent at most."""
+
+    sockets: dict[str, EchoSocket]
+    addresses: dict[str, IPv6Address]
+    answered: dict[Pair, float] = field(default_factory=dict)
+    silent: dict[Pair, float] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=lambda: {"sent": 0, "answered": 0})
+    _number: int = 0
+
+    @property
+    def pairs(self) -> list[Pair]:
+        return list(itertools.permutations(NODES, 2))
+
+    def start(self) -> None:
+        now = time.monotonic()
+        self.answered = dict.fromkeys(self.pairs, now)
+        self.silent = dict.fromkeys(self.pairs, 0.0)
+
+    def send(self, pair: Pair) -> None:
+        self._number = (self._number + 1) & 0xFFFF
+        with suppress(OSError):
+            self.sockets[pair[0]].send(self.addresses[pair[1]], os.getpid() & 0x7FFF, self._number)
+            self.counts["sent"] += 1
+
+    def receive(self) -> None:
+        names = {address: name for name, address in self.addresses.items()}
+        for name, sock in self.sockets.items():
+            for answer in sock.receive():
+                self.counts["answered"] += 1
+                self.look((name, names[answer.source]), time.monotonic())
+                self.answered[name, names[answer.source]] = time.monotonic()
+
+    def look(self, pair: Pair, now: float) -> None:
+        self.silent[pair] = max(self.silent[pair], now - self.answered[pair])
+
+    def run(self, seconds: float) -> None:
+        """Ping all pairs at ``RATE`` each, spread over time."""
+        started, sent = time.monotonic(), 0
+        while (now := time.monotonic()) < started + seconds:
+            while sent < (now - started) * RATE * len(self.pairs):
+                self.send(self.pairs[sent % len(self.pairs)])
+                sent += 1
+            self.receive()
+            time.sleep(0.002)
+        for pair in self.pairs:
+            self.look(pair, time.monotonic())
+
+
+class Flow(threading.Thread):
+    """One TCP flow from the first to the fourth node of the ring."""
+
+    def __init__(self, lab: StandingLab, source: str, destination: str) -> None:
+        super().__init__()
+        self.received = 0
+        self.stop = threading.Event()
+        with lab.host("n4").entered():
+            self._listener = socket.create_server((destination, 0), family=socket.AF_INET6)
+        with lab.host("n1").entered():
+            self._sender = socket.socket(socket.AF_INET6)
+        self._sender.bind((source, 0))
+        self._sender.settimeout(20.0)
+        self._sender.connect(self._listener.getsockname()[:2])
+        self._receiver, _ = self._listener.accept()
+        self._receiver.setblocking(False)
+        self._sender.setblocking(False)
+
+    def run(self) -> None:
+        chunk, sent, started = bytes(16_384), 0, time.monotonic()
+        while not self.stop.is_set():
+            with suppress(BlockingIOError):
+                while sent < (time.monotonic() - started) * TCP_RATE:
+                    sent += self._sender.send(chunk)
+            with suppress(BlockingIOError):
+                while data := self._receiver.recv(1 << 16):
+                    self.received += len(data)
+            time.sleep(0.005)
+        for sock in (self._sender, self._receiver, self._listener):
+            sock.close()
+
+
+class FloodPing(threading.Thread):
+    """A ping that does not wait: the next request follows the answer, or ``FLOOD_GAP``."""
+
+    def __init__(self, lab: StandingLab, source: str, destination: IPv6Address) -> None:
+        super().__init__()
+        self.answered = 0
+        self.stop = threading.Event()
+        self._destination = destination
+        with lab.host("n2").entered():
+            self._socket = EchoSocket(IPv6Address(source))
+
+    def run(self) -> None:
+        number, sent_at, answered = 0, 0.0, True
+        while not self.stop.is_set():
+            if answered or time.monotonic() > sent_at + FLOOD_GAP:
+                number, sent_at = (number + 1) & 0xFFFF, time.monotonic()
+                with suppress(OSError):
+                    self._socket.send(self._destination, 0x7ACE, number)
+            answered = bool(self._socket.receive())
+            self.answered += answered
+            time.sleep(0.0005)
+        self._socket.close()
+
+
+def kept(lab: StandingLab) -> dict[str, int]:
+    """Return what ports keep, the most of each kind."""
+    most: dict[str, int] = {"ike_sas": 0, "child_spis": 0, "connections": 0, "spis_in": 0}
+    for node in NODES:
+        status = lab.status(node)
+        for port in ("eth0", "eth1"):
+            for kind, count in status["counters"]["abutment"][port]["kept"].items():
+                most[kind] = max(most[kind], count)
+        for channel in status["channels"]:
+            most["connections"] = max(most["connections"], channel["connections"])
+            most["spis_in"] = max(most["spis_in"], len(channel["spis_in"]))
+    return most
+
+
+def rekeyed(lab: StandingLab, what: str) -> int:
+    return sum(
+        counters.get("ike", {}).get(f"{what} SA: rekeying begun", 0)
+        for node in NODES
+        for counters in lab.status(node)["counters"]["abutment"].values()
+        if isinstance(counters, dict)
+    )
+
+
+def soak(lab: StandingLab, seconds: float, percent: int) -> None:
+    until(lambda: all(len(lab.channels(node)) == 2 for node in NODES), "all six links have their channel")
+    addresses = {node: IPv6Address(lab.status(node)["acp0"]["address"]) for node in NODES}
+    sockets = {}
+    with ExitStack() as stack:
+        for node in NODES:
+            with lab.host(node).entered():
+                sockets[node] = EchoSocket(addresses[node])
+            stack.callback(sockets[node].close)
+        probes = Probes(sockets, addresses)
+        probes.start()
+
+        def all_answer() -> bool:
+            start = time.monotonic()
+            probes.run(0.5)
+            return all(when > start for when in probes.answered.values())
+
+        until(all_answer, "all reach all")
+        channels = {node: lab.channels(node) for node in NODES}
+        before = {what: rekeyed(lab, what) for what in ("IKE", "child")}
+        workers: list[Any] = [
+            Flow(lab, str(addresses["n1"]), str(addresses["n4"])),
+            FloodPing(lab, str(addresses["n2"]), addresses["n5"]),
+        ]
+        with losing(lab, percent):
+            for worker in workers:
+                worker.start()
+            try:
+                probes.start()
+                probes.counts = dict.fromkeys(probes.counts, 0)
+                probes.run(seconds)
+            finally:
+                for worker in workers:
+                    worker.stop.set()
+                    worker.join()
+            most = kept(lab)
+    worst = max(probes.silent, key=lambda pair: probes.silent[pair])
+    begun = {what: rekeyed(lab, what) - count for what, count in before.items()}
+    print(f"{percent} % loss, {seconds:.0f} s: {worst} was silent for {probes.silent[worst]:.2f} s")
+    print(probes.counts)
+    print(f"TCP {workers[0].received >> 10} KiB, flood {workers[1].answered}; rekeyed {begun}; kept {most}")
+    assert {node: lab.channels(node) for node in NODES} == channels, "a channel was lost"
+    assert probes.silent[worst] < SILENT[percent], f"{worst} was silent for {probes.silent[worst]:.2f} s"
+    # Six links; either end may begin.
+    assert min(begun.values()) >= 6 * seconds / LIFETIME / 2
+    assert workers[0].received > 0
+    assert workers[1].answered > 0
+    assert max(most.values()) <= MAX_KEPT, f"SAs leak: {most}"
+    assert most["connections"] == 1
+
+
+@pytest.mark.parametrize("percent", SILENT)
+def test_keys_are_replaced_under_load(lab: StandingLab, percent: int) -> None:
+    """
+    covers: 6.8-rekey, 6.12-dpd
+    """
+    soak(lab, 12.0, percent)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("percent", SILENT)
+def test_ten_minutes(lab: StandingLab, percent: int) -> None:
+    soak(lab, 300.0, percent)
