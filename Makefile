@@ -8,7 +8,10 @@ SOAK_ROUNDS ?= 10
 
 # What only the tests need of Debian; what the demo needs is checked by tools/check-system.
 # The last three are strongSwan, for tests/strangers.
-TEST_PACKAGES := iproute2 openssl tshark charon-systemd strongswan-swanctl libcharon-extra-plugins
+TEST_PACKAGES := iperf3 iproute2 openssl tshark charon-systemd strongswan-swanctl libcharon-extra-plugins
+
+# Whom else we are measured against; a bench leaves out what is not there.
+BENCH_PACKAGES := $(TEST_PACKAGES) wireguard-go wireguard-tools
 
 # User Mode Linux with IPv6 ESP and xfrm interfaces; what makes it, and where it is kept.
 UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils
@@ -65,9 +68,11 @@ lint: $(VENV)/.test
 	@$(BIN)/mypy
 
 bench: $(VENV)/.test
+	@sh tools/apt-packages $(BENCH_PACKAGES) || true
 	@for file in bench/bench_*.py; do echo "$$file" >&2; $(BIN)/python $$file || exit 1; done
 
 bench-%: $(VENV)/.test
+	@sh tools/apt-packages $(BENCH_PACKAGES) || true
 	@$(BIN)/python bench/bench_$*.py
 
 fuzz: $(VENV)/.fuzz

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -179,6 +182,97 @@ def test_a_channel_that_has_sent_much_asks_for_new_keys(monkeypatch: pytest.Monk
             assert await bench.sent_with() == "00000191"
         await asyncio.sleep(0.1)
         assert bench.said == [m.ChannelRekey(1)] * 2
+        await bench.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("first", [0, 71])
+def test_bursts_arrive_whole_and_in_order(first: int) -> None:
+    """In both directions, of all lengths, and longer than one turn of a channel."""
+    packets = [ipv6(bytes([number]) * (number * 7)) for number in range(first, first + data_plane._BATCH + 7)]
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        await settle()
+        inbound, peer = InboundSA(400, KEYS[2]), OutboundSA(300, KEYS[1])
+        for packet in packets:
+            bench.acp.send(packet)
+            bench.wire.send(peer.seal(packet))
+        await settle()
+        sealed = [try_read(bench.wire) or b"" for _ in packets]
+        assert [inbound.open(packet) for packet in sealed] == packets
+        assert [try_read(bench.acp) for _ in packets] == packets
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_a_flooded_channel_does_not_starve_another() -> None:
+    """One turn of the loop moves a bounded number of its packets, in each direction."""
+    turns = 2 * data_plane._BATCH
+
+    async def main() -> None:
+        bench = Bench()
+        acp, tun = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        wire, esp = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for sock in (acp, tun, wire, esp):
+            sock.setblocking(False)
+        bench.supervisor.send(m.ChannelAttach(2, "acp_y", 1426), [tun.fileno(), esp.fileno()])
+        tun.close()
+        esp.close()
+        bench.keys(300, 400, 1, 2)
+        bench.supervisor.send(m.ChannelKeys(2, 500, 600, KEYS[3], KEYS[4], True))
+        await settle()
+        peer, other = OutboundSA(300, KEYS[1]), OutboundSA(500, KEYS[3])
+        flood = 0
+        with suppress(BlockingIOError):
+            while True:
+                bench.acp.send(ipv6(b"flood"))
+                bench.wire.send(peer.seal(ipv6(b"flood")))
+                flood += 1
+        assert flood > 2 * turns, "the sockets hold less than what this test is about"
+        acp.send(ipv6(b"out"))
+        wire.send(other.seal(ipv6(b"in")))
+        while (sealed := try_read(wire)) is None or (opened := try_read(acp)) is None:
+            await asyncio.sleep(0)
+            [first, _] = bench.plane.state()["channels"]
+            assert first["packets_out"] <= turns
+            assert first["packets_in"] <= turns
+        assert InboundSA(600, KEYS[4]).open(sealed) == ipv6(b"out")
+        assert opened == ipv6(b"in")
+        bench.supervisor.send(m.ChannelDetach(2))
+        await bench.close()
+        acp.close()
+        wire.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("code", [errno.EAGAIN, errno.EINVAL, errno.ENOMEM])
+def test_a_packet_that_the_interface_refuses_is_counted(monkeypatch: pytest.MonkeyPatch, code: int) -> None:
+    """The channel goes on."""
+    write = os.write
+
+    def refusing(descriptor: int, data: bytes) -> int:
+        if data == ipv6(b"bad"):
+            raise OSError(code, os.strerror(code))
+        return write(descriptor, data)
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        await settle()
+        monkeypatch.setattr(os, "write", refusing)
+        peer = OutboundSA(300, KEYS[1])
+        bench.wire.send(peer.seal(ipv6(b"bad")))
+        bench.wire.send(peer.seal(ipv6(b"good")))
+        await settle()
+        monkeypatch.undo()
+        assert try_read(bench.acp) == ipv6(b"good")
+        [channel] = bench.plane.state()["channels"]
+        assert channel["unsent"] == 1
         await bench.close()
 
     asyncio.run(main())

@@ -360,6 +360,20 @@ def test_channel_before_during_and_after_a_rekeying() -> None:
     assert received.drops == {DropReason.REPLAYED: 1, DropReason.UNKNOWN_SPI: 1, DropReason.SHORT: 1}
 
 
+@given(st.binary(min_size=2, max_size=300))
+def test_whatever_an_authentic_packet_holds(plain: bytes) -> None:
+    """It never raises, and what comes out is an IPv6 packet as long as it says, or nothing."""
+    channel = ChannelSAs()
+    channel.add_inbound(InboundSA(SPI, KEY))
+    inner = channel.open(sealed_by_hand(plain, 1))
+    counters = channel.counters()
+    assert counters.packets_in + sum(counters.drops.values()) == 1
+    if inner is not None:
+        assert inner[0] >> 4 == 6
+        assert len(inner) == 40 + int.from_bytes(inner[4:6])
+        assert plain.startswith(inner)
+
+
 def test_drops_of_a_removed_sa_still_count() -> None:
     channel = ChannelSAs()
     channel.add_inbound(InboundSA(SPI, KEY))

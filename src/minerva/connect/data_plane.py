@@ -35,7 +35,7 @@ _BATCH = 64
 _MAX_PACKET = 65_535
 
 _NOT_TAKEN = frozenset({errno.EAGAIN, errno.EINVAL, errno.ENOMEM})
-"""How an interface that goes on refuses one packet; whatever a peer puts into one must not end the channel."""
+"""How an interface that goes on refuses one packet: whatever a peer puts into one must not end a channel."""
 
 _TRAFFIC_SECONDS = 1.0
 
