@@ -279,19 +279,21 @@ class Echo:
             self.sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         self.sock.bind((str(INNER_B), 7))
         self.sock.setblocking(False)
+        self.sent = 0
 
     def exchange(self, node: Node, text: bytes) -> int:
         """Send ``text`` through the channel and back; return the SPI that it was sent with."""
         seen = len(node.inner)
-        # Right after rekeying libipsec drops what comes before it has installed the SA.
-        for _ in range(20):
+        # Repeated, as for a moment after a handshake libipsec may not have what it needs yet.
+        for _ in range(10):
+            self.sent += 1
             spi = node.send_inner(udp_packet(text, 4000, 7))
             if self._come_back(node, text, seen):
                 return spi
         raise AssertionError(f"{text!r} did not come back; events: {node.events[-5:]}")
 
     def _come_back(self, node: Node, text: bytes, seen: int) -> bool:
-        end = time.monotonic() + 0.25
+        end = time.monotonic() + 0.5
 
         def done() -> bool:
             try:
@@ -421,22 +423,23 @@ def test_a_child_is_not_rekeyed_without_a_key_exchange(bench: Bench, echo: Echo)
 
 @pytest.mark.soak
 def test_a_minute_with_short_lifetimes(bench: Bench, echo: Echo) -> None:
-    """Both ends replace everything every few seconds, at times at once; the packets go on.
+    """Both ends replace everything every few seconds, at times at once; no packet is lost.
 
     covers: 6.8-rekey
     """
     bench.load(lifetimes=(9, 4))
     node = up(bench, "we", ike_lifetime=9.0, child_lifetime=4.0)
-    began, longest, count = time.monotonic(), 0.0, 0
-    while time.monotonic() - began < 60.0:
-        sent = time.monotonic()
+    echo.exchange(node, b"the first")
+    echo.sent, count, end = 0, 0, time.monotonic() + 60.0
+    while time.monotonic() < end:
         echo.exchange(node, os.urandom(50))
-        longest, count = max(longest, time.monotonic() - sent), count + 1
+        count += 1
         node.wait(0.02)
     assert not node.closed()
     assert len(node.of(ChildUp)) >= 12
     assert len(node.of(IkeRekeyed)) >= 5
-    assert longest < 1.0, f"silent for {longest:.1f} s; {count} packets in all"
+    assert echo.sent == count, "lost packets"
+    assert not node.channel.counters().drops
     assert len(node.channel.inbound_spis) <= 3
     assert bench.charon.sas().count("ESTABLISHED") <= 2
 
