@@ -32,6 +32,8 @@ _RTN_BLACKHOLE = "blackhole"
 _ARPHRD_ETHER = 1
 _LINK_EVENTS, _IPV6_ADDRESS_EVENTS, _IPV6_RULE_EVENTS = 1 << 0, 1 << 8, 1 << 18  # rtnetlink groups, less 1
 
+_CLOSING_TURNS, _CLOSING_TURN_SECONDS = 500, 0.002
+
 _T = TypeVar("_T")
 
 
@@ -76,6 +78,8 @@ class Netlink:
         self._route = self._connection()
         self._events: Any = None
         self._dumping = asyncio.Lock()
+        self._under_way = 0
+        self._closing = False
 
     def _connection(self) -> Any:
         # pyroute2 could enter a namespace by itself, but forks this whole process to do so.
@@ -84,18 +88,29 @@ class Netlink:
         return AsyncIPRoute(fileno=sock.detach())
 
     async def _do(self, what: str, request: Awaitable[_T], *, accept: tuple[int, ...] = ()) -> _T | None:
+        if self._closing:
+            if asyncio.iscoroutine(request):
+                request.close()
+            raise LinuxError(f"cannot {what} in {self._where}, which is being left")
+        self._under_way += 1
         try:
             return await request
         except NetlinkError as error:
             if error.code in accept:
                 return None
             raise LinuxError(f"cannot {what} in {self._where}: {error.args[-1]}") from error
+        finally:
+            self._under_way -= 1
 
     async def _dump(self, what: str, request: Awaitable[Any]) -> list[Any]:
         """Return all messages of a dump. The kernel does one at a time for a connection, else it is busy."""
         async with self._dumping:
-            messages = await self._do(what, request)
-            return [] if messages is None else [message async for message in messages]
+            self._under_way += 1
+            try:
+                messages = await self._do(what, request)
+                return [] if messages is None else [message async for message in messages]
+            finally:
+                self._under_way -= 1
 
     async def subscribe(self) -> None:
         """Start to receive what :meth:`link_changes` yields."""
@@ -338,7 +353,12 @@ class Netlink:
         )
 
     async def close(self) -> None:
-        """Close the connection."""
+        """Close the connection, after what is under way: of that, no answer would ever come."""
+        self._closing = True
+        for _ in range(_CLOSING_TURNS):
+            if not self._under_way:
+                break
+            await asyncio.sleep(_CLOSING_TURN_SECONDS)
         for connection in filter(None, (self._route, self._events)):
             closing = connection.close()
             if asyncio.iscoroutine(closing):
