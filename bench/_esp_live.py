@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -85,10 +85,12 @@ class Tunnel:
 
     def cpu(self) -> float:
         """Return the processor time of all threads of its processes so far, in seconds."""
-        files = [
-            file for each in self.processes for file in Path(f"/proc/{each.pid}/task").glob("*/schedstat")
-        ]
-        return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+        total = 0
+        for process in self.processes:
+            for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat"):
+                with suppress(OSError):  # a thread that has just ended
+                    total += int(file.read_text().split()[0])
+        return total / 1e9
 
     def packets(self) -> int:
         """Return how many packets the near end has sent into the tunnel: data, not acknowledgements."""
@@ -179,8 +181,8 @@ def minerva(made: Tunnel, *, large_buffers: bool) -> None:
 
 def wireguard_go(made: Tunnel) -> None:
     """WireGuard in user space, in Go."""
-    _need("wireguard-go", "wireguard-go")
-    _need("wg", "wireguard-tools")
+    need("wireguard-go", "wireguard-go")
+    need("wg", "wireguard-tools")
     folder, number = made.folder(), secrets.token_hex(3)
     devices = [f"wg{number}{end}" for end in range(2)]  # the names of their control sockets are machine-wide
     public = []
@@ -264,8 +266,8 @@ secrets {{
 
 def libipsec(made: Tunnel) -> None:
     """strongSwan's ESP in user space, in C; encapsulated in UDP, which it insists on."""
-    _need("charon-systemd", "charon-systemd")
-    _need("swanctl", "strongswan-swanctl")
+    need("charon-systemd", "charon-systemd")
+    need("swanctl", "strongswan-swanctl")
     if not Path("/usr/lib/ipsec/plugins/libstrongswan-kernel-libipsec.so").exists():
         raise Unavailable(
             "its plugin kernel-libipsec is not installed: apt-get install libcharon-extra-plugins"
@@ -297,7 +299,8 @@ def libipsec(made: Tunnel) -> None:
     made.device = "ipsec0"
 
 
-def _need(program: str, package: str) -> None:
+def need(program: str, package: str) -> None:
+    """Raise Unavailable if there is no ``program``, which is in Debian's ``package``."""
     if shutil.which(program) is None:
         raise Unavailable(f"{program} is not installed: apt-get install {package}")
 

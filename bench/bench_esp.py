@@ -20,7 +20,7 @@ from typing import Final, Literal
 
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from _esp_live import Round, Tunnel, Unavailable, libipsec, measure, minerva, tunnel, veth, wireguard_go
+from _esp_live import Round, Tunnel, Unavailable, libipsec, measure, minerva, need, tunnel, veth, wireguard_go
 from _report import report
 from minerva.core.secret import Secret
 from minerva.esp.packet import TRAILERS
@@ -60,6 +60,10 @@ def tunnels() -> None:
     """Set all contenders up, measure them in turn, and report ours beside each of the others."""
     # The namespaces go when the run is stopped from outside, too.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        need("iperf3", "iperf3")
+    except Unavailable as error:
+        sys.exit(f"tunnels are not measured: {error}")
     with ExitStack() as stack:
         standing = {}
         for name, make in CONTENDERS.items():
@@ -69,9 +73,16 @@ def tunnels() -> None:
                 print(f"{name} is left out: {error}", file=sys.stderr)
         rounds: dict[str, list[Round]] = {name: [] for name in standing}
         for number in range(ROUNDS):
-            for name, made in standing.items():
-                rounds[name].append(measure(made))
-                print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
+            for name, made in list(standing.items()):
+                try:
+                    rounds[name].append(measure(made))
+                except Unavailable as error:
+                    print(f"{name} is left out: {error}", file=sys.stderr)
+                    del standing[name], rounds[name]
+                else:
+                    print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
+    if OURS not in rounds or LARGE not in rounds:
+        sys.exit("there is nothing to compare the others with")
     ours, large = rounds.pop(OURS), rounds.pop(LARGE)
     for peer, theirs in rounds.items():
         _report_rounds(ours, peer, theirs)
