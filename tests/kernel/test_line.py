@@ -7,8 +7,11 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 
 from minerva.core.errors import UsageError
 from minerva.linux import namespace
+from minerva.linux.namespace import Namespace
 from tests.kernel.conftest import Sa, ip, link_namespaces, policies, sas
 from tests.lab.attacker import Pings, StandingLab, standing_lab, until
 
@@ -165,6 +169,45 @@ def test_only_esp_and_what_builds_channels_is_on_the_wire(lab: StandingLab) -> N
             assert int(refused[1]) == 0
 
 
+def esp_frame(where: Namespace, source: str) -> bytes:
+    """Return the next ESP packet of ``source`` on eth0, with its Ethernet header."""
+    with where.entered():
+        sniffer = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+    with sniffer:
+        sniffer.bind(("eth0", 3))
+        sniffer.settimeout(20)
+        while True:
+            frame = sniffer.recv(2048)
+            if frame[12:14] == b"\x86\xdd" and frame[20] == 50 and frame[22:38] == IPv6Address(source).packed:
+                return frame
+
+
+def test_replayed_and_forged_packets_are_dropped_and_counted(lab: StandingLab) -> None:
+    """By the names that the user-space data plane has for them."""
+    channel, host = lab.channel("n1", "n2"), lab.host("n1")
+    address = {node: lab.status(node)["acp0"]["address"] for node in NODES}
+    before = lab.channel("n2", "n1")["drops"]
+    with ThreadPoolExecutor(1) as pool, Pings(host, address["n1"], address["n2"]) as pings:
+        caught = pool.submit(esp_frame, host, channel["local"])
+        while not caught.done():
+            pings.reaches()
+        frame = caught.result()
+    beyond = int.from_bytes(frame[58:62]) + 1_000_000
+    forged = frame[:58] + beyond.to_bytes(4) + frame[62:]
+    with host.entered(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as wire:
+        wire.bind(("eth0", 0))
+        for _ in range(3):
+            wire.send(frame)
+        for _ in range(4):
+            wire.send(forged)
+    expected = {
+        "replayed": before.get("replayed", 0) + 3,
+        "not_authentic": before.get("not_authentic", 0) + 4,
+    }
+    until(lambda: lab.channel("n2", "n1")["drops"] == before | expected, "they are counted")
+    assert all_reach(lab), "what is forged has not moved the replay window"
+
+
 def test_sas_that_somebody_flushes_are_replaced(lab: StandingLab) -> None:
     """The channel is built anew, under fresh keys."""
     status = lab.status("n1")
@@ -246,3 +289,18 @@ def test_a_killed_node_leaves_nothing_when_it_has_started_again(lab: StandingLab
     [where] = link_namespaces(lab.status("n1"))
     assert len(sas(where)) == 2 == len(policies(where))
     assert not old & {sa.spi for sa in sas(where)}
+
+
+def test_a_port_that_flaps(lab: StandingLab) -> None:
+    """Whatever was under way each time: in the end there is one channel, and nothing of the others."""
+    host = lab.host("n1").name
+    for number in range(30):
+        ip(host, "link", "set", "eth0", "down" if number % 2 == 0 else "up")
+        time.sleep(0.05 + 0.07 * (number % 7))
+    ip(host, "link", "set", "eth0", "up")
+    until(lambda: all_reach(lab), "all pairs reach each other", seconds=90)
+    status = lab.status("n1")
+    [where] = link_namespaces(status)
+    until(lambda: len(sas(where)) == 2 == len(policies(where)), "only the channel of now is left")
+    shown = ip(status["acp0"]["namespace"], "link")
+    assert re.findall(r"acp_\w+", shown) == [status["channels"][0]["interface"]]
