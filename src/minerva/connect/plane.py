@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import random
 import socket
 from ipaddress import IPv6Address
@@ -43,7 +44,7 @@ class Plane(Child):
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         if isinstance(message, IdentityMessage) and len(descriptors) == 1:
-            self._tls = _tls(message, descriptors[0])
+            self._take_identity(message, descriptors[0])
         elif isinstance(message, PlaneStart) and self._rpl is None and len(descriptors) == 2:
             self._start(message, *descriptors)
         elif isinstance(message, InterfaceUp) and self._rpl is not None:
@@ -54,9 +55,19 @@ class Plane(Child):
             return False
         return True
 
+    def _take_identity(self, message: IdentityMessage, descriptor: int) -> None:
+        try:
+            self._tls = _tls(message, descriptor)
+        except MinervaError as error:  # the signer says the same, and with it the node ends
+            log.error("%s", error)
+            self.stop()
+
     def _start(self, start: PlaneStart, rpl_socket: int, api_socket: int) -> None:
+        if self._tls is None:
+            for descriptor in (rpl_socket, api_socket):
+                os.close(descriptor)
+            return
         self._rpl = RplRunner(start, rpl_socket, send=self.send, heard=self._heard, name=self._name_of)
-        assert self._tls is not None
         engine = GraspEngine(start.address, random=random.SystemRandom())
         self._grasp = GraspRunner(
             engine, self._tls, on_event=self._on_grasp, is_channel=self._names.__contains__
