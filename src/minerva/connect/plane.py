@@ -20,6 +20,7 @@ from minerva.connect.keys import load_key
 from minerva.connect.messages import Identity as IdentityMessage
 from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart
 from minerva.connect.rpl import RplRunner
+from minerva.core.errors import MinervaError
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.engine import Answer, FloodTaken, GraspEngine
 from minerva.grasp.session import SessionEnded
