@@ -45,7 +45,8 @@ def test_a_machine_that_is_short_of_something_does_not_end_a_child(
 ) -> None:
     monkeypatch.setattr(os, "_exit", pytest.fail)
     loop = asyncio.new_event_loop()
-    context = {"message": "socket.accept() out of system resource", "exception": OSError(number, "short")}
+    error = OSError(number, "short")
+    context = {"message": "socket.accept() out of system resource", "exception": error, "socket": None}
     child._crash(loop, context)
     loop.close()
 
@@ -55,8 +56,9 @@ def test_an_error_that_nobody_foresaw_does(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(os, "_exit", codes.append)
     loop = asyncio.new_event_loop()
     child._crash(loop, {"message": "a bug", "exception": KeyError("x")})
+    child._crash(loop, {"message": "in a callback", "exception": OSError(errno.ENOMEM, "short")})
     loop.close()
-    assert codes == [70]
+    assert codes == [70, 70]
 
 
 @pytest.mark.parametrize("state", [None, [], 7, {"a": b"bytes"}, {1: object()}])

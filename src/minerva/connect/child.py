@@ -95,8 +95,8 @@ def run(make: Callable[[socket.socket], Child], sock: socket.socket) -> None:
 
 def _crash(_: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     error = context.get("exception")
-    if isinstance(error, OSError) and error.errno in _NO_RESOURCES:
-        # Of accepting a connection, which asyncio tries again in a second; the whole machine may be short.
+    if "socket" in context and isinstance(error, OSError) and error.errno in _NO_RESOURCES:
+        # Of accepting a connection, which asyncio tries again in a second. The whole machine may be short.
         log.error("%s: %s", context["message"], error.strerror)
         return
     log.critical("%s", context["message"], exc_info=context.get("exception"))

@@ -8,6 +8,7 @@ way, or leave unread, is bounded. Frames are those of :mod:`minerva.asa.protocol
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import grp
 import itertools
 import logging
@@ -249,6 +250,10 @@ class ApiServer:
     def connections(self) -> int:
         """How many processes are connected."""
         return len(self._clients)
+
+    def status(self) -> dict[str, Any]:
+        """Return what the API socket's side has to say in ``minerva status``."""
+        return {"api_connections": len(self._clients), "api_counters": dataclasses.asdict(self.counters)}
 
     def deliver(self, event: Answer | Traced) -> None:
         """Pass on an answer or a trace event of the engine."""

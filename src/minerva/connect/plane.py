@@ -129,7 +129,7 @@ class Plane(Child):
         grasp = self._grasp.engine.summary() | self._grasp.status()
         for link in grasp["links"]:
             link["interface"] = self._name_of(link["interface"])
-        return {"rpl": self._rpl.state(), "grasp": grasp | {"api_connections": self._api.connections}}
+        return {"rpl": self._rpl.state(), "grasp": grasp | self._api.status()}
 
     def shutdown(self) -> None:
         """Tell the neighbours that all routes through here end, then end."""

@@ -16,6 +16,7 @@ from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.keys import load_key
 from minerva.connect.messages import Identity, SignerReady, SignReply, SignRequest
+from minerva.core.rate import TokenBucket
 from minerva.ikev2 import auth
 from minerva.ikev2.errors import IkeError
 from minerva.pki.errors import IdentityError
@@ -24,7 +25,7 @@ from minerva.pki.keys import PrivateKey
 log = logging.getLogger(__name__)
 
 SIGNATURES_PER_SECOND = 50.0
-BURST = 200.0
+BURST = 200
 """Limits on signing: far above what a node with many neighbours needs, far below what an oracle wants."""
 
 
@@ -34,7 +35,7 @@ class Signer(Child):
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
         self._key: PrivateKey | None = None
-        self._tokens, self._refilled = BURST, time.monotonic()
+        self._rate = TokenBucket(BURST, 1 / SIGNATURES_PER_SECOND)
         self._counters = {"signed": 0, "refused": 0}
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
@@ -58,7 +59,7 @@ class Signer(Child):
         reason = ""
         if self._key is None:
             reason = "no key is loaded"
-        elif not self._take_token():
+        elif not self._rate.take(time.monotonic()):
             reason = f"more than {SIGNATURES_PER_SECOND:.0f} signatures a second were asked for"
         else:
             try:
@@ -73,15 +74,6 @@ class Signer(Child):
         self._counters["refused"] += 1
         log.warning("refused to sign: %s", reason)
         return SignReply(request.request, None, reason)
-
-    def _take_token(self) -> bool:
-        now = time.monotonic()
-        self._tokens = min(BURST, self._tokens + (now - self._refilled) * SIGNATURES_PER_SECOND)
-        self._refilled = now
-        if self._tokens < 1.0:
-            return False
-        self._tokens -= 1.0
-        return True
 
     def state(self) -> dict[str, Any]:
         return {"key": "loaded" if self._key is not None else "missing", **self._counters}

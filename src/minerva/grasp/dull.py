@@ -35,6 +35,7 @@ from minerva.grasp.constants import (
 )
 from minerva.grasp.errors import GraspError
 from minerva.grasp.messages import Flood
+from minerva.grasp.session_id import SessionIds
 
 ANNOUNCE_PERIOD = 60.0
 """How often announcements are repeated, in seconds."""
@@ -174,7 +175,7 @@ class DullInstance:
         self._last_sent = float("-inf")
         self._gaps: deque[float] = deque()
         self._answers = TokenBucket(ANSWER_BURST, ANSWER_INTERVAL)
-        self._recent_sessions: deque[int] = deque(maxlen=_RECENT_SESSIONS)
+        self._session_ids = SessionIds(random, recent=_RECENT_SESSIONS)
         self._sources: dict[IPv6Address, _Source] = {}
         self._pinned: set[IPv6Address] = set()
         self._datagrams: list[Datagram] = []
@@ -285,7 +286,7 @@ class DullInstance:
     def _send_if_due(self, now: float) -> None:
         if self._next_send is None or now < self._next_send:
             return
-        data = self._flood(self._announced, self._new_session_id()).encode()
+        data = self._flood(self._announced, self._session_ids.new()).encode()
         self._datagrams.append(Datagram(data, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT))
         self.counters[Count.SENT] += 1
         self._last_sent = now
@@ -297,12 +298,6 @@ class DullInstance:
     def _flood(self, announcements: Sequence[Announcement], session_id: int) -> Flood:
         entries = tuple(announcement.to_entry(self._link_local) for announcement in announcements)
         return Flood(session_id, self._link_local, self._ttl, entries)
-
-    def _new_session_id(self) -> int:
-        while (session_id := self._random.getrandbits(32)) in self._recent_sessions:
-            pass
-        self._recent_sessions.append(session_id)
-        return session_id
 
     def _make_room(self) -> bool:
         """Return whether one more source can be remembered; a random one that is not pinned may have to go.
