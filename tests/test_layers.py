@@ -9,7 +9,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "minerva"
 
-PROTOCOLS = {"grasp", "adjacency", "ikev2", "esp", "rpl", "tls"}
+PROTOCOLS = {"grasp", "adjacency", "ikev2", "esp", "rpl", "tls", "voucher", "est"}
 MAY_IMPORT = {
     "core": set(),
     "pki": {"core"},
@@ -17,9 +17,11 @@ MAY_IMPORT = {
     "linux": {"core"},
     "sim": {"core", "pki", *PROTOCOLS},
     "asa": {"core", "grasp"},
-    "connect": {"core", "pki", "linux", "asa", *PROTOCOLS},
-    "lab": {"core", "pki", "linux", "asa", "connect", *PROTOCOLS},
-    "cli": {"core", "pki", "linux", "asa", "connect", "lab", "sim", *PROTOCOLS},
+    "https": {"core", "pki", "tls"},
+    "brski": {"core", "pki", "asa", "https", "tls", "voucher", "est"},
+    "connect": {"core", "pki", "linux", "asa", "https", "brski", *PROTOCOLS},
+    "lab": {"core", "pki", "linux", "asa", "https", "brski", "connect", *PROTOCOLS},
+    "cli": {"core", "pki", "linux", "asa", "https", "brski", "connect", "lab", "sim", *PROTOCOLS},
 }
 SANS_IO = {"core", "sim", *PROTOCOLS}
 FORBIDDEN_IN_CORES = {"asyncio", "socket", "time", "os", "threading", "subprocess", "select", "logging"}
