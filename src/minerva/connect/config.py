@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
-import typing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from minerva.core import settings
 from minerva.core.errors import UsageError
 from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME
 
@@ -84,45 +82,12 @@ _MAX_INTERFACE_NAME = 15
 _LIFETIMES = range(2, 86_400 + 1)  # of keys, in seconds: twice the overlap of old and new, and a day
 
 
-def _build(cls: Any, value: object, where: str, separator: str = ".") -> Any:
-    """Return the dataclass ``cls`` made from a TOML table, or raise UsageError naming the setting."""
-    if not isinstance(value, dict):
-        raise UsageError(f"{where} must be a table")
-    hints = typing.get_type_hints(cls)
-    known = {item.name for item in dataclasses.fields(cls)}
-    if unknown := sorted(set(value) - known):
-        raise UsageError(
-            f"{where}: there is no setting {unknown[0]!r}; there are: {', '.join(sorted(known))}"
-        )
-    return cls(
-        **{name: _convert(hints[name], item, f"{where}{separator}{name}") for name, item in value.items()}
-    )
-
-
-def _convert(kind: Any, value: object, where: str) -> Any:
-    if dataclasses.is_dataclass(kind):
-        return _build(kind, value, where)
-    if kind == tuple[str, ...]:
-        if isinstance(value, list) and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        raise UsageError(f"{where} must be a list of strings")
-    if type(value) is not kind:
-        words = {bool: "true or false", str: "a string", int: "a whole number"}
-        raise UsageError(f"{where} must be {words[kind]}")
-    return value
-
-
 def parse(text: str, source: str, separator: str = ".") -> Config:
     """Return the configuration in ``text`` (TOML), which comes from ``source``. Raises UsageError.
 
     ``separator`` stands between ``source`` and the name of a setting: a dot, if that is a table itself.
     """
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise UsageError(f"{source} is not TOML: {error}") from error
-    config = _build(Config, table, source, separator)
-    assert isinstance(config, Config)
+    config = settings.parse(Config, text, source, separator)
     if config.log_level not in _LOG_LEVELS:
         raise UsageError(f"{source}: log_level must be one of {', '.join(_LOG_LEVELS)}")
     if config.data_plane not in DATA_PLANES:

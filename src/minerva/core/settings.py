@@ -1,0 +1,53 @@
+"""Configuration files: a table of TOML becomes frozen dataclasses, or one sentence names what is wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+import typing
+from typing import Any, TypeVar
+
+from minerva.core.errors import UsageError
+
+_T = TypeVar("_T")
+
+_WORDS = {bool: "true or false", str: "a string", int: "a whole number"}
+
+
+def parse(cls: type[_T], text: str, source: str, separator: str = ": ") -> _T:
+    """Return the dataclass ``cls`` made from TOML ``text``, which comes from ``source``.
+
+    Its fields, and those of dataclasses in it, are bool, str, int and tuple[str, ...]; all need defaults.
+    ``separator`` stands between ``source`` and the name of a setting. Raises :class:`UsageError`.
+    """
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"{source} is not TOML: {error}") from error
+    return typing.cast(_T, _build(cls, table, source, separator))
+
+
+def _build(cls: Any, value: object, where: str, separator: str = ".") -> Any:
+    if not isinstance(value, dict):
+        raise UsageError(f"{where} must be a table")
+    hints = typing.get_type_hints(cls)
+    known = {item.name for item in dataclasses.fields(cls)}
+    if unknown := sorted(set(value) - known):
+        raise UsageError(
+            f"{where}: there is no setting {unknown[0]!r}; there are: {', '.join(sorted(known))}"
+        )
+    return cls(
+        **{name: _convert(hints[name], item, f"{where}{separator}{name}") for name, item in value.items()}
+    )
+
+
+def _convert(kind: Any, value: object, where: str) -> Any:
+    if dataclasses.is_dataclass(kind):
+        return _build(kind, value, where)
+    if kind == tuple[str, ...]:
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        raise UsageError(f"{where} must be a list of strings")
+    if type(value) is not kind:
+        raise UsageError(f"{where} must be {_WORDS[kind]}")
+    return value
