@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
+from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
 from minerva.pki.address import AcpAddress, Scheme
@@ -203,26 +204,95 @@ class CertificateAuthority:
             private_key = generate_key(key_type)
             public_key = private_key.public_key()
         check_public_key(public_key)
-        validity = self._within(lifetime, now)
-        # Made before anything is allocated, so that a bad name does not cost a node number.
+        now = now or datetime.now(UTC)
+        # Both are tried before anything is allocated, so that a bad request does not cost a node number.
+        self._within(lifetime, now)
         subject = None if name is None else _subject(name)
         with locked(self.directory):
             node_name = self._node_name(scheme, rsub, address)
-            if subject is None:
-                subject = _subject(str(node_name.address or f"member {os.urandom(4).hex()}"))
-            alternative: list[x509.GeneralName] = [node_name.other_name()]
+            extra_names = []
             if with_ip_san and node_name.address is not None:
-                alternative.append(x509.IPAddress(node_name.address))
-            builder = (
-                _builder(subject, public_key, validity)
-                .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-                .add_extension(_key_usage(ca=False), critical=True)
-                .add_extension(x509.SubjectAlternativeName(alternative), critical=False)
+                extra_names.append(x509.IPAddress(node_name.address))
+            certificate = self.certify(
+                public_key, node_name, lifetime=lifetime, now=now, subject=subject, extra_names=extra_names
             )
-            certificate = self._sign(builder)
             self._record(certificate, node_name)
         acp_address = None if node_name.address is None else AcpAddress(node_name.address)
         return Issued(certificate, self.chain, self.anchors, node_name, acp_address, private_key)
+
+    def certify(
+        self,
+        public_key: CertificatePublicKeyTypes,
+        node_name: AcpNodeName | None,
+        *,
+        lifetime: timedelta,
+        now: datetime | None = None,
+        usages: Sequence[x509.ObjectIdentifier] = (),
+        crl_urls: Sequence[str] = (),
+        subject: x509.Name | str | None = None,
+        extra_names: Sequence[x509.GeneralName] = (),
+    ) -> x509.Certificate:
+        """Return a certificate for whom ``public_key`` belongs to, with nothing allocated or written down.
+
+        ``node_name`` and then ``extra_names`` make its subjectAltName. ``usages`` are those of the extended
+        key usage, which is left out if there are none. ``crl_urls`` all lead to the same CRL, which is that
+        of :meth:`make_crl`. ``subject`` is a whole name or a common name; without, it is the address or
+        something random. The certificate does not outlive that of the CA.
+
+        Raises :class:`AuthorityError`, and :class:`KeyRuleError` for a key that no node would accept.
+        """
+        check_public_key(public_key)
+        names = [*([] if node_name is None else [node_name.other_name()]), *extra_names]
+        if not subject:
+            address = None if node_name is None else node_name.address
+            subject = str(address or f"member {os.urandom(4).hex()}")
+        builder = (
+            _builder(
+                _subject(subject) if isinstance(subject, str) else subject,
+                public_key,
+                self._within(lifetime, now),
+            )
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .add_extension(_key_usage(ca=False), critical=True)
+        )
+        if names:
+            builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
+        if usages:
+            builder = builder.add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        if crl_urls:
+            builder = builder.add_extension(_distribution_point(crl_urls), critical=False)
+        return self._sign(builder)
+
+    def make_crl(
+        self,
+        revoked: Iterable[tuple[int, datetime, x509.ReasonFlags | None]],
+        number: int,
+        *,
+        lifetime: timedelta,
+        now: datetime | None = None,
+    ) -> bytes:
+        """Return the DER of a CRL that says which certificates of this CA are revoked (RFC 5280 section 5).
+
+        Each of ``revoked`` is a serial number, when it was revoked, and why. ``number`` must be higher than
+        that of every CRL before: nodes refuse one that they know better. After ``lifetime`` nodes that have
+        no newer one do no longer know.
+
+        Raises :class:`AuthorityError` for a lifetime of less than a second.
+        """
+        start = now or datetime.now(UTC)
+        if lifetime < timedelta(seconds=1):
+            raise AuthorityError("a CRL needs a lifetime of at least one second")
+        builder = (
+            x509.CertificateRevocationListBuilder()
+            .issuer_name(self.certificate.subject)
+            .last_update(start)
+            .next_update(start + lifetime)
+            .add_extension(self._authority_key_identifier(), critical=False)
+            .add_extension(x509.CRLNumber(number), critical=False)
+        )
+        for serial_number, when, reason in revoked:
+            builder = builder.add_revoked_certificate(_revoked(serial_number, when, reason))
+        return builder.sign(self._key, signature_hash(self._key)).public_bytes(Encoding.DER)
 
     def issued(self) -> Iterator[dict[str, Any]]:
         """Yield what was issued, oldest first, as the objects of the index.
@@ -284,14 +354,15 @@ class CertificateAuthority:
         return start, min(end, last)
 
     def _sign(self, builder: x509.CertificateBuilder) -> x509.Certificate:
-        issuer = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
         return (
             builder.issuer_name(self.certificate.subject)
-            .add_extension(
-                x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer), critical=False
-            )
+            .add_extension(self._authority_key_identifier(), critical=False)
             .sign(self._key, signature_hash(self._key))
         )
+
+    def _authority_key_identifier(self) -> x509.AuthorityKeyIdentifier:
+        issuer = self.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+        return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(issuer)
 
 
 def check_free(directory: Path) -> None:
@@ -373,6 +444,24 @@ def _ca_builder(
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(_key_usage(ca=True), critical=True)
     )
+
+
+def _distribution_point(urls: Sequence[str]) -> x509.CRLDistributionPoints:
+    try:
+        names = [x509.UniformResourceIdentifier(url) for url in urls]
+    except ValueError as error:
+        raise AuthorityError(f"no URL of a CRL: {error}") from error
+    return x509.CRLDistributionPoints(
+        [x509.DistributionPoint(full_name=names, relative_name=None, reasons=None, crl_issuer=None)]
+    )
+
+
+def _revoked(serial_number: int, when: datetime, reason: x509.ReasonFlags | None) -> x509.RevokedCertificate:
+    builder = x509.RevokedCertificateBuilder().serial_number(serial_number).revocation_date(when)
+    # A reason of "unspecified" is left out (RFC 5280 section 5.3.1).
+    if reason not in (None, x509.ReasonFlags.unspecified):
+        builder = builder.add_extension(x509.CRLReason(reason), critical=False)
+    return builder.build()
 
 
 def _key_usage(*, ca: bool) -> x509.KeyUsage:

@@ -52,6 +52,14 @@ class CertificateError(DecodeError, PkiError):
     """Bytes are not a certificate."""
 
 
+class RequestError(DecodeError, PkiError):
+    """Bytes are not a certificate request (PKCS #10), or one that nobody may grant: why."""
+
+
+class CrlError(DecodeError, PkiError):
+    """Bytes are not a CRL, or one that must not be believed: why."""
+
+
 class KeyRuleError(PkiError):
     """A public key or a signature algorithm is not one that RFC 8994 section 6.2.1 lets us accept."""
 
