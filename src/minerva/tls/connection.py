@@ -16,6 +16,9 @@ the membership check (RFC 8994 section 6.2.3). Rules 2 to 4 are checked by
 :func:`minerva.tls.membership.check_peer`, which admits the peer; until then no byte of the application
 passes in either direction.
 
+Where the peer need not be a member, as in enrolment, the owner judges ``peer_chain`` by itself and calls
+:meth:`TlsConnection.admit_unchecked` instead; ``member`` stays ``None``.
+
 What a peer can make us keep is bounded: :data:`MAX_HANDSHAKE_SIZE` before the handshake is done,
 :data:`MAX_BACKLOG` of what is not read and not sent. How long it may take is for the owner to bound.
 """
@@ -75,6 +78,7 @@ class TlsConnection:
         self._received = 0
         self._plaintext = bytearray()
         self._to_send = bytearray()
+        self._admitted = False
         self._over: str | None = None
         self._ssl: SSL.Connection | None = SSL.Connection(context, None)
         if server_side:
@@ -126,7 +130,7 @@ class TlsConnection:
 
     def read(self) -> bytes:
         """Return, and forget, what the peer said: nothing before it is admitted."""
-        if self.member is None:
+        if not self._admitted:
             return b""
         data = bytes(self._plaintext)
         self._plaintext.clear()
@@ -141,7 +145,7 @@ class TlsConnection:
         ssl = self._ssl
         if ssl is None:
             raise TlsUsageError(f"the connection is over: {self._over or 'we closed it'}")
-        if self.member is None:
+        if not self._admitted:
             raise TlsUsageError("the peer has not passed the membership check yet")
         self._expect_room()
         if not data:
@@ -161,10 +165,24 @@ class TlsConnection:
         if not self.handshake_done or self.peer_chain[:1] != (member.certificate,):
             raise TlsUsageError(f"{member.node_name} is not who has been proved to be the peer")
         self.member = member
+        self._admitted = True
+
+    def admit_unchecked(self) -> None:
+        """Let the bytes of the application pass, whoever the peer is.
+
+        For enrolment alone (RFC 8995 section 5.1): a pledge talks to a registrar that it cannot check yet,
+        and a registrar to pledges that are not members. What they say is judged by other proof.
+
+        Raises :class:`TlsUsageError` before the handshake is done.
+        """
+        if not self.handshake_done:
+            raise TlsUsageError("nobody can be admitted before the handshake is done")
+        self._admitted = True
 
     def refuse(self) -> None:
         """Close the connection, and deliver nothing of what is left; for ``check_peer`` as well."""
         self.member = None
+        self._admitted = False
         self.close()
 
     def close(self) -> None:
