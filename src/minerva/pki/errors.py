@@ -60,6 +60,10 @@ class CrlError(DecodeError, PkiError):
     """Bytes are not a CRL, or one that must not be believed: why."""
 
 
+class IdevidError(DecodeError, PkiError):
+    """A certificate does not say what that of a device has to, or says it in a form of no use."""
+
+
 class KeyRuleError(PkiError):
     """A public key or a signature algorithm is not one that RFC 8994 section 6.2.1 lets us accept."""
 
