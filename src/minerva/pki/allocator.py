@@ -13,12 +13,15 @@ from minerva.pki.errors import AuthorityError
 _REGISTRAR_ID_BITS = 46
 _VERSION = 1
 
-_CONSTRUCTORS: Mapping[Scheme, Callable[[bytes, int, int], AcpAddress]] = {
+CONSTRUCTORS: Mapping[Scheme, Callable[[bytes, int, int], AcpAddress]] = {
     Scheme.ZONE: AcpAddress.zone,
     Scheme.VLONG8: AcpAddress.vlong8,
     Scheme.VLONG16: AcpAddress.vlong16,
 }
-_LAST_NUMBER = {Scheme.ZONE: (1 << 15) - 1, Scheme.VLONG8: (1 << 23) - 1, Scheme.VLONG16: (1 << 15) - 1}
+"""The schemes for nodes, and what makes an address from global ID, Registrar-ID and Node-Number."""
+
+LAST_NUMBERS = {Scheme.ZONE: (1 << 15) - 1, Scheme.VLONG8: (1 << 23) - 1, Scheme.VLONG16: (1 << 15) - 1}
+"""The highest Node-Number of each scheme for nodes."""
 
 
 def new_registrar_id(random_bytes: Callable[[int], bytes]) -> int:
@@ -41,7 +44,7 @@ class AddressAllocator:
     """
 
     registrar_id: int
-    next_numbers: Mapping[Scheme, int] = field(default_factory=lambda: dict.fromkeys(_CONSTRUCTORS, 0))
+    next_numbers: Mapping[Scheme, int] = field(default_factory=lambda: dict.fromkeys(CONSTRUCTORS, 0))
     subdomains: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
@@ -55,12 +58,12 @@ class AddressAllocator:
         Raises :class:`AuthorityError` if the scheme is not one for nodes, if it has no number left, or if
         the routing-subdomain has the same hash as another (RFC 8994 section 6.11.2).
         """
-        if scheme not in _CONSTRUCTORS:
+        if scheme not in CONSTRUCTORS:
             raise AuthorityError(
                 f"addresses of the {scheme.value} scheme are not for nodes: use zone, vlong8 or vlong16"
             )
         number = self.next_numbers[scheme]
-        if number > _LAST_NUMBER[scheme]:
+        if number > LAST_NUMBERS[scheme]:
             raise AuthorityError(
                 f"all {number} node numbers of the {scheme.value} scheme are used up: use another"
             )
@@ -73,12 +76,12 @@ class AddressAllocator:
             next_numbers={**self.next_numbers, scheme: number + 1},
             subdomains={**self.subdomains, global_id.hex(): routing_subdomain},
         )
-        return _CONSTRUCTORS[scheme](global_id, self.registrar_id, number), after
+        return CONSTRUCTORS[scheme](global_id, self.registrar_id, number), after
 
     def gave(self, address: AcpAddress, routing_subdomain: str) -> bool:
         """Return whether ``address`` is one that this allocator gave out for ``routing_subdomain``."""
         return (
-            address.scheme in _CONSTRUCTORS
+            address.scheme in CONSTRUCTORS
             and address.v == 0
             and self.subdomains.get(address.global_id.hex()) == routing_subdomain
             and address.registrar_id == self.registrar_id
@@ -101,7 +104,7 @@ class AddressAllocator:
         try:
             content: Any = json.loads(data)
             version, registrar_id = content["version"], int(content["registrar_id"], 16)
-            numbers = {scheme: int(content["next_node_number"][scheme.value]) for scheme in _CONSTRUCTORS}
+            numbers = {scheme: int(content["next_node_number"][scheme.value]) for scheme in CONSTRUCTORS}
             subdomains = {str(prefix): str(name) for prefix, name in content["routing_subdomains"].items()}
         except (ValueError, TypeError, LookupError, AttributeError) as error:
             raise AuthorityError(f"not the state of an address allocator: {error!r}") from error

@@ -22,6 +22,7 @@ try:
     import sqlalchemy as sa
 except ImportError as error:
     raise DatabaseError("a registrar needs more libraries: pip install 'minerva-acp[registrar]'") from error
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
 
 SCHEMA_VERSION = 1
@@ -35,6 +36,7 @@ MAX_DETAIL = 500
 
 _BUSY_TIMEOUT = 10_000
 _EVENTS_BETWEEN_CLEANINGS = 1_000
+_INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
 
 class DeviceState(StrEnum):
@@ -105,6 +107,7 @@ devices = sa.Table(
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),  # of the operator, or why the registrar refuses the device
     sa.Column("idevid", sa.LargeBinary),  # DER
+    sa.Column("idevid_sha256", sa.Text),  # of the DER, hexadecimal: how a device is found by what it shows
     sa.Column("audit_ok", sa.Boolean),  # None: not judged yet
     sa.Column("scheme", sa.Text),  # of its address, if the operator chose one
     sa.Column("rsub", sa.Text),  # its routing subdomain, if the operator chose one
@@ -114,12 +117,21 @@ devices = sa.Table(
     sa.UniqueConstraint("manufacturer_id", "serial_number"),
     sa.Index("devices_serial_number", "serial_number"),
     sa.Index("devices_state", "state", "id"),
+    sa.Index("devices_idevid", "idevid_sha256"),
+)
+# To a constraint, two NULLs differ.
+sa.Index(
+    "devices_own",
+    devices.c.serial_number,
+    unique=True,
+    sqlite_where=devices.c.manufacturer_id.is_(None),
+    postgresql_where=devices.c.manufacturer_id.is_(None),
 )
 
 addresses = sa.Table(
     "addresses",
     metadata,
-    sa.Column("address", sa.Text, primary_key=True),  # 32 hexadecimal digits, as in the acp-node-name
+    sa.Column("address", sa.Text, primary_key=True),  # as RFC 5952 writes it
     sa.Column("device_id", _Id, sa.ForeignKey("devices.id"), nullable=False, unique=True),
     sa.Column("registrar_id", sa.BigInteger, nullable=False),
     sa.Column("scheme", sa.Text, nullable=False),
@@ -171,6 +183,17 @@ sa.Index(
     certificates.c.not_after,
     sqlite_where=certificates.c.revoked_at.is_not(None),
     postgresql_where=certificates.c.revoked_at.is_not(None),
+)
+
+ca_certificates = sa.Table(
+    "ca_certificates",
+    metadata,
+    sa.Column("sha256", sa.Text, primary_key=True),  # of the DER, hexadecimal
+    sa.Column("role", sa.Text, nullable=False),  # root, issuing or cross
+    sa.Column("key_id", sa.Text, nullable=False),  # the subject key identifier, hexadecimal
+    sa.Column("der", sa.LargeBinary, nullable=False),
+    sa.Column("added", UtcTime, nullable=False),
+    sa.Column("until", UtcTime),  # when clients need it no longer; None for those in use
 )
 
 crls = sa.Table(
@@ -297,6 +320,26 @@ def set_state(connection: Connection, key: str, value: str) -> None:
         connection.execute(sa.insert(state).values(key=key, value=value))
 
 
+def bump(connection: Connection, key: str) -> int:
+    """Add 1 to a number in the table ``state``, which begins at 0, and return it. Atomic."""
+    number = connection.scalar(
+        sa.update(state)
+        .where(state.c.key == key)
+        .values(value=sa.cast(sa.cast(state.c.value, sa.BigInteger) + 1, sa.Text))
+        .returning(state.c.value)
+    )
+    if number is not None:
+        return int(number)
+    insert_ignoring(connection, state, key=key, value="0")
+    return bump(connection, key)
+
+
+def insert_ignoring(connection: Connection, table: sa.Table, **values: Any) -> None:
+    """Insert a row, unless a constraint of uniqueness says that there is one already."""
+    insert = _INSERTS[connection.dialect.name]
+    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+
+
 def record_event(
     connection: Connection,
     kind: str,
@@ -318,8 +361,7 @@ def record_event(
         )
         .returning(events.c.id)
     )
-    assert number is not None  # noqa: S101 - RETURNING of one row
-    if number % _EVENTS_BETWEEN_CLEANINGS == 0:
+    if number is not None and number % _EVENTS_BETWEEN_CLEANINGS == 0:
         connection.execute(sa.delete(events).where(events.c.id <= number - MAX_EVENTS))
 
 

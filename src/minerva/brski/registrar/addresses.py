@@ -1,0 +1,158 @@
+"""ACP addresses for devices: one for each, for ever, and never one twice (RFC 8994 section 6.11.7).
+
+A number is taken by one atomic UPDATE of its counter, in the same transaction that writes the row of the
+address; the constraints of the table ``addresses`` stand behind that. Numbers are never used again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from datetime import datetime
+from ipaddress import IPv6Address
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from minerva.brski.registrar.database import (
+    addresses,
+    counters,
+    get_state,
+    insert_ignoring,
+    routing_subdomains,
+    set_state,
+    state,
+)
+from minerva.brski.registrar.errors import RegistrarError
+from minerva.pki.address import AcpAddress, Scheme, ula_global_id
+from minerva.pki.allocator import CONSTRUCTORS, LAST_NUMBERS, new_registrar_id
+from minerva.pki.node_name import AcpNodeName
+
+REGISTRAR_ID = "registrar_id"
+"""The key in ``state`` of the Registrar-ID in use, in hexadecimal."""
+
+
+class AddressError(RegistrarError):
+    """No address can be given: why, and what to do."""
+
+
+def prepare(connection: Connection, registrar_id: int) -> None:
+    """Make ``registrar_id`` the one that addresses are taken from, with all its numbers free."""
+    set_state(connection, REGISTRAR_ID, f"{registrar_id:012x}")
+    _add_counters(connection, registrar_id)
+
+
+def assigned(connection: Connection, device_id: int, domain: str) -> AcpNodeName | None:
+    """Return the name with the address that a device has, or ``None`` if it has none yet."""
+    row = connection.execute(
+        sa.select(addresses.c.address, addresses.c.routing_subdomain).where(
+            addresses.c.device_id == device_id
+        )
+    ).one_or_none()
+    if row is None:
+        return None
+    rsub = str(row.routing_subdomain).removesuffix(domain.lower()).removesuffix(".")
+    return AcpNodeName(domain, IPv6Address(row.address), rsub or None)
+
+
+def assign(
+    connection: Connection,
+    device_id: int,
+    domain: str,
+    scheme: Scheme = Scheme.ZONE,
+    rsub: str | None = None,
+    *,
+    when: datetime,
+    random_bytes: Callable[[int], bytes] = os.urandom,
+) -> AcpNodeName:
+    """Return the name with the address of a device: the one it has, else one never given out before.
+
+    The caller has the row of the device locked, so that two requests of one device come one after the other.
+    Raises :class:`AddressError` for a scheme that is not for nodes or a routing subdomain whose prefix is in
+    use by another.
+    """
+    if (name := assigned(connection, device_id, domain)) is not None:
+        return name
+    if scheme not in CONSTRUCTORS:
+        raise AddressError(
+            f"addresses of the {scheme.value} scheme are not for nodes: use zone, vlong8 or vlong16"
+        )
+    bare = AcpNodeName(domain, IPv6Address(0), rsub or None)
+    global_id = _claim_prefix(connection, bare.routing_subdomain)
+    registrar_id, number = _next_number(connection, scheme, random_bytes)
+    address = CONSTRUCTORS[scheme](global_id, registrar_id, number)
+    _write(connection, device_id, address, bare.routing_subdomain, when)
+    return AcpNodeName(domain, address.address, rsub or None)
+
+
+def _write(
+    connection: Connection, device_id: int, address: AcpAddress, routing_subdomain: str, when: datetime
+) -> None:
+    connection.execute(
+        sa.insert(addresses).values(
+            address=str(address),
+            device_id=device_id,
+            registrar_id=address.registrar_id,
+            scheme=address.scheme.value,
+            number=address.node_number,
+            routing_subdomain=routing_subdomain,
+            created=when,
+        )
+    )
+
+
+def _claim_prefix(connection: Connection, routing_subdomain: str) -> bytes:
+    """Return the ULA global ID of a routing subdomain that no other has (RFC 8994 section 6.11.2)."""
+    global_id = ula_global_id(routing_subdomain)
+    chosen = sa.select(routing_subdomains.c.name).where(routing_subdomains.c.global_id == global_id.hex())
+    owner = connection.scalar(chosen)
+    if owner is None:
+        insert_ignoring(connection, routing_subdomains, global_id=global_id.hex(), name=routing_subdomain)
+        owner = connection.scalar(chosen)
+    if owner != routing_subdomain:
+        raise AddressError(
+            f"the routing subdomain {routing_subdomain} has the same ULA prefix as {owner}: choose another"
+        )
+    return global_id
+
+
+def _next_number(
+    connection: Connection, scheme: Scheme, random_bytes: Callable[[int], bytes]
+) -> tuple[int, int]:
+    """Return a Registrar-ID and a number that nobody else gets."""
+    while True:
+        current = get_state(connection, REGISTRAR_ID)
+        if current is None:
+            raise AddressError(
+                "the database has no Registrar-ID; make a registrar with `minerva registrar init`"
+            )
+        registrar_id = int(current, 16)
+        number = connection.scalar(
+            sa.update(counters)
+            .where(
+                counters.c.registrar_id == registrar_id,
+                counters.c.scheme == scheme.value,
+                counters.c.next_number <= LAST_NUMBERS[scheme],
+            )
+            .values(next_number=counters.c.next_number + 1)
+            .returning(counters.c.next_number - 1)
+        )
+        if number is not None:
+            return registrar_id, number
+        # All numbers are used up, of which the Zone scheme has 32768: go on with another Registrar-ID. If
+        # another process was faster, its row is not the current one any more, and ours is not written.
+        fresh = new_registrar_id(random_bytes)
+        changed = connection.execute(
+            sa.update(state)
+            .where(state.c.key == REGISTRAR_ID, state.c.value == current)
+            .values(value=f"{fresh:012x}")
+        )
+        if changed.rowcount:
+            _add_counters(connection, fresh)
+
+
+def _add_counters(connection: Connection, registrar_id: int) -> None:
+    connection.execute(
+        sa.insert(counters),
+        [{"registrar_id": registrar_id, "scheme": scheme.value, "next_number": 0} for scheme in CONSTRUCTORS],
+    )

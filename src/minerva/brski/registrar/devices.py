@@ -1,0 +1,213 @@
+"""The devices that the registrar knows, and how far each has come."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+from sqlalchemy.engine import Connection, Row
+
+from minerva.brski.registrar.database import (
+    DeviceState,
+    bump,
+    certificates,
+    devices,
+    insert_ignoring,
+    record_event,
+)
+from minerva.brski.registrar.errors import RegistrarError
+
+REVOCATIONS = "revocations"
+"""The key in ``state`` of the number of revocations: a CRL made at another number is out of date."""
+
+_CHANGES: Mapping[DeviceState, frozenset[DeviceState]] = {
+    DeviceState.WAITING: frozenset({DeviceState.APPROVED, DeviceState.DENIED, DeviceState.VOUCHERED}),
+    DeviceState.APPROVED: frozenset(
+        {DeviceState.WAITING, DeviceState.DENIED, DeviceState.VOUCHERED, DeviceState.ENROLLED}
+    ),
+    DeviceState.DENIED: frozenset({DeviceState.APPROVED, DeviceState.REVOKED}),
+    # A device that was reset asks for a voucher again.
+    DeviceState.VOUCHERED: frozenset(
+        {DeviceState.APPROVED, DeviceState.DENIED, DeviceState.ENROLLED, DeviceState.REVOKED}
+    ),
+    DeviceState.ENROLLED: frozenset({DeviceState.DENIED, DeviceState.VOUCHERED, DeviceState.REVOKED}),
+    # Only the operator brings a device back.
+    DeviceState.REVOKED: frozenset({DeviceState.APPROVED, DeviceState.DENIED}),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A row of the table ``devices``."""
+
+    id: int
+    manufacturer_id: int | None
+    serial_number: str
+    state: DeviceState
+    reason: str | None
+    idevid: bytes | None
+    audit_ok: bool | None
+    scheme: str | None
+    rsub: str | None
+    first_seen: datetime | None
+    last_seen: datetime | None
+    peer: str | None
+
+
+_COLUMNS = (
+    devices.c.id,
+    devices.c.manufacturer_id,
+    devices.c.serial_number,
+    devices.c.state,
+    devices.c.reason,
+    devices.c.idevid,
+    devices.c.audit_ok,
+    devices.c.scheme,
+    devices.c.rsub,
+    devices.c.first_seen,
+    devices.c.last_seen,
+    devices.c.peer,
+)
+
+
+def get_device(connection: Connection, device_id: int, *, lock: bool = False) -> Device | None:
+    """Return a device by its number; with ``lock`` nobody else changes it until the transaction ends."""
+    return _one(connection, devices.c.id == device_id, lock=lock)
+
+
+def find_device(
+    connection: Connection, manufacturer_id: int | None, serial_number: str, *, lock: bool = False
+) -> Device | None:
+    """Return the device of a manufacturer with a serial number."""
+    made_by = (
+        devices.c.manufacturer_id.is_(None)
+        if manufacturer_id is None
+        else devices.c.manufacturer_id == manufacturer_id
+    )
+    return _one(connection, sa.and_(made_by, devices.c.serial_number == serial_number), lock=lock)
+
+
+def find_by_idevid(connection: Connection, idevid: x509.Certificate) -> Device | None:
+    """Return the device that showed exactly this IDevID before, when it was checked."""
+    der = idevid.public_bytes(Encoding.DER)
+    return _one(connection, devices.c.idevid_sha256 == hashlib.sha256(der).hexdigest(), lock=False)
+
+
+def find_by_serial_number(connection: Connection, serial_number: str) -> tuple[Device, ...]:
+    """Return the devices with a serial number: more than one if several manufacturers use it."""
+    rows = connection.execute(
+        sa.select(*_COLUMNS).where(devices.c.serial_number == serial_number).order_by(devices.c.id)
+    )
+    return tuple(_device(row) for row in rows)
+
+
+def each_device(connection: Connection, in_state: DeviceState | None = None) -> Iterator[Device]:
+    """Yield all devices, or those in a state, oldest first."""
+    query = sa.select(*_COLUMNS).order_by(devices.c.id)
+    if in_state is not None:
+        query = query.where(devices.c.state == in_state.value)
+    for row in connection.execute(query):
+        yield _device(row)
+
+
+def see_device(
+    connection: Connection,
+    manufacturer_id: int | None,
+    serial_number: str,
+    *,
+    when: datetime,
+    state: DeviceState = DeviceState.WAITING,
+    idevid: x509.Certificate | None = None,
+    peer: str | None = None,
+) -> Device:
+    """Return a device, locked: the one known, else a new one in ``state``. What is given is noted.
+
+    ``idevid`` must have been checked: it is what the device may show at EST from then on.
+    """
+    insert_ignoring(
+        connection,
+        devices,
+        manufacturer_id=manufacturer_id,
+        serial_number=serial_number,
+        state=state.value,
+        first_seen=when,
+    )
+    device = find_device(connection, manufacturer_id, serial_number, lock=True)
+    if device is None:
+        raise RegistrarError(f"the device {serial_number} was removed in between; try again")
+    seen: dict[str, Any] = {"last_seen": when}
+    if peer is not None:
+        seen["peer"] = peer
+    if idevid is not None:
+        der = idevid.public_bytes(Encoding.DER)
+        seen |= {"idevid": der, "idevid_sha256": hashlib.sha256(der).hexdigest()}
+    _update(connection, device.id, **seen)
+    return device
+
+
+def change_state(
+    connection: Connection, device: Device, state: DeviceState, *, reason: str | None = None
+) -> None:
+    """Bring a device, which the caller has locked, into another state.
+
+    Raises :class:`RegistrarError` if there is no way from the one it is in.
+    """
+    if state is not device.state and state not in _CHANGES[device.state]:
+        raise RegistrarError(f"the device {device.serial_number} is {device.state}: it cannot become {state}")
+    _update(connection, device.id, state=state.value, reason=reason)
+
+
+def set_audit(connection: Connection, device_id: int, ok: bool | None, *, reason: str | None = None) -> None:
+    """Note how the audit log of a device was judged; ``False`` shuts it out of EST."""
+    values: dict[str, Any] = {"audit_ok": ok}
+    if reason is not None:
+        values["reason"] = reason
+    _update(connection, device_id, **values)
+
+
+def revoke_device(connection: Connection, device: Device, *, reason: str | None, when: datetime) -> int:
+    """Revoke a device, which the caller has locked, and all its certificates; return how many these were.
+
+    Raises :class:`RegistrarError` if it has never been let in.
+    """
+    change_state(connection, device, DeviceState.REVOKED, reason=reason)
+    revoked = connection.execute(
+        sa.update(certificates)
+        .where(
+            certificates.c.device_id == device.id,
+            certificates.c.revoked_at.is_(None),
+            certificates.c.not_after > when,
+        )
+        .values(revoked_at=when, revocation_reason=reason)
+    ).rowcount
+    bump(connection, REVOCATIONS)
+    record_event(
+        connection,
+        "revoked",
+        when=when,
+        device_id=device.id,
+        detail={"certificates": revoked, "reason": reason},
+    )
+    return revoked
+
+
+def _update(connection: Connection, device_id: int, **values: Any) -> None:
+    connection.execute(sa.update(devices).where(devices.c.id == device_id).values(**values))
+
+
+def _one(connection: Connection, condition: sa.ColumnElement[bool], *, lock: bool) -> Device | None:
+    query = sa.select(*_COLUMNS).where(condition)
+    if lock:
+        query = query.with_for_update()
+    row = connection.execute(query).one_or_none()
+    return None if row is None else _device(row)
+
+
+def _device(row: Row[Any]) -> Device:
+    return Device(**{**row._mapping, "state": DeviceState(row.state)})
