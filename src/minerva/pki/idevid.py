@@ -106,7 +106,8 @@ def normalise_masa_url(text: str) -> str:
     """Return the URL that ``text`` stands for, which is one or an authority only.
 
     Without a slash it is an authority, and the path is the well-known one (RFC 8995 section 2.3.2). So it is
-    where a URL has no path. HTTP becomes HTTPS; ldap: and the like are of no use. Raises :class:`IdevidError`.
+    where a URL has no path. HTTP becomes HTTPS; ldap: and the like are of no use.
+    Raises :class:`IdevidError`.
     """
     if len(text) > MAX_URL_LENGTH:
         raise IdevidError(f"MASA URL of {len(text)} characters, at most {MAX_URL_LENGTH} are accepted")
