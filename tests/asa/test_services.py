@@ -18,11 +18,11 @@ TCP, UDP = TransportProto.IPPROTO_TCP, TransportProto.IPPROTO_UDP
 ADDRESS = IPv6Address("fd89:b714:f3db:0:200:0:6400:1")
 
 
-def flooded(tagged: TaggedObjective, session_id: int, address: IPv6Address) -> bytes:
+def flooded(tagged: TaggedObjective, session_id: int, address: IPv6Address, ttl: int) -> bytes:
     """Return the flood of one objective as bytes."""
     assert tagged.locator is not None
     entry = FloodEntry(tagged.objective, tagged.locator.locator)
-    return Flood(session_id, address, services.TTL, (entry,)).encode()
+    return Flood(session_id, address, ttl, (entry,)).encode()
 
 
 def test_srv_est_is_that_of_the_rfc() -> None:
@@ -32,16 +32,23 @@ def test_srv_est_is_that_of_the_rfc() -> None:
     """
     wire = "85091a00bc4e4f50fd89b714f3db000002000000640000011a000334508283675352562e6573740418ff84186750"
     wire += "fd89b714f3db00000200000064000001061901bb"
-    assert flooded(est_server(ADDRESS, 443), 12340815, ADDRESS).hex() == wire
+    assert flooded(est_server(ADDRESS, 443), 12340815, ADDRESS, services.SRV_EST_TTL).hex() == wire
     assert services.PERIOD == 60
-    assert services.PERIOD * 3.5 * 1000 == services.TTL
+    assert services.PERIOD * 3.5 * 1000 == services.SRV_EST_TTL
 
 
 def test_an_join_registrar_is_that_of_the_rfc() -> None:
-    """RFC 8995 figure 12, but for the ttl, which is RFC 8994's here as well."""
+    """RFC 8995 figure 12.
+
+    covers: R-1
+    """
+    wire = "85091a031678a150fda379a6f6ee00000200000064000001"
+    wire += "1a0002bf20828471414e5f6a6f696e5f7265676973747261720418ff674553542d544c53"
+    wire += "84186750fda379a6f6ee00000200000064000001061920fb"
     address = IPv6Address("fda3:79a6:f6ee:0:200:0:6400:1")
-    objective = join_registrar(address, 8443).objective
-    assert objective.to_cbor() == ["AN_join_registrar", 4, 255, "EST-TLS"]
+    tagged = join_registrar(address, 8443)
+    assert flooded(tagged, 0x031678A1, address, services.JOIN_REGISTRAR_TTL).hex() == wire
+    assert services.PERIOD * 3 * 1000 == services.JOIN_REGISTRAR_TTL
 
 
 @pytest.mark.parametrize("value", [NO_VALUE, None, "", "BRSKI_JP", 7, ["a", {}], {"unknown": 1}])

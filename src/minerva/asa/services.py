@@ -1,8 +1,8 @@
 """The services that everybody in the ACP must find: renewal of certificates, and registrars for enrolment.
 
 SRV.est (RFC 8994 section 6.2.5.1) says where certificates are renewed, AN_join_registrar (RFC 8995 section
-4.3) where new devices are enrolled. Both are flooded by who offers them, every 60 s, and believed for 3.5
-times as long, so that two floods in a row may be lost.
+4.3) where new devices are enrolled. Both are flooded by who offers them, every 60 s, and believed for three
+times as long or a little more, so that two floods in a row may be lost.
 """
 
 from __future__ import annotations
@@ -24,8 +24,11 @@ EST_TLS: Final = "EST-TLS"
 PERIOD: Final = 60.0
 """How often a service is announced, in seconds (RFC 8994 section 6.2.5.1: not more often)."""
 
-TTL: Final = 210_000
-"""How long it is believed, in milliseconds."""
+SRV_EST_TTL: Final = 210_000
+"""How long SRV.est is believed, in milliseconds: 3.5 periods (RFC 8994 section 6.2.5.1)."""
+
+JOIN_REGISTRAR_TTL: Final = 180_000
+"""How long AN_join_registrar is believed, in milliseconds: three periods (RFC 8995 section 4.3)."""
 
 _LOOP_COUNT = 255
 
