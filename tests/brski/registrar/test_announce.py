@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from minerva.asa import AsaError
+from minerva.asa import AsaError, TaggedObjective
+from minerva.asa.services import join_registrar
 from minerva.brski.registrar.announce import Announcer, node_address
 from minerva.core.errors import UsageError
 from tests.asa.node import FakeNode, fake_node
@@ -78,9 +79,7 @@ def test_what_is_flooded_and_that_it_is_taken_back(tmp_path: Path) -> None:
                 await asyncio.sleep(0.05)
                 assert floods(node) == BOTH  # and not again before the period is over
                 calls = [call.arguments for call in node.engine.calls if call.function == "flood"]
-                ((objective, locator),) = calls[0][2]
-                assert objective == ["AN_join_registrar", 4, 255, "EST-TLS"]
-                assert IPv6Address(locator[-1][1] if isinstance(locator[-1], list) else locator[1]) == ADDRESS
+                assert TaggedObjective.from_cbor(calls[0][2][0]) == join_registrar(ADDRESS, 8443)
                 registered = [c.arguments for c in node.engine.calls if c.function == "register_objective"]
                 assert [one[4] for one in registered] == [True, True]  # two registrars may share a host
             assert floods(node) == BOTH + NEITHER

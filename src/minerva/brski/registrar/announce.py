@@ -36,8 +36,8 @@ _MOMENT = 1  # milliseconds; 0 would be for ever
 async def node_address(socket: Path) -> IPv6Address:
     """Return the V=1 address of the node with the API socket ``socket``: that of this host in the ACP.
 
-    Raises :class:`~minerva.grasp.api.AsaError` if no node runs, :class:`~minerva.core.errors.UsageError` if it
-    must not be asked or has no address of that kind.
+    Raises :class:`~minerva.asa.AsaError` if no node runs, :class:`~minerva.core.errors.UsageError` if it must
+    not be asked or has no address of that kind.
     """
     async with Grasp.connect(socket) as grasp:
         address, _ = await grasp.node()
@@ -110,9 +110,8 @@ class Announcer:
                     due = loop.time() + self._period
                     self.announced = True
                     self._say("announced in the ACP", logging.INFO)
-                await asyncio.wait(
-                    [gone], timeout=max(0.0, min(self._check, due - loop.time())) or self._check
-                )
+                left = due - loop.time()
+                await asyncio.wait([gone], timeout=min(self._check, left) if left > 0 else self._check)
         finally:
             gone.cancel()
             if self.announced and asa.grasp.is_open:
