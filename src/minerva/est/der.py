@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from cryptography import x509
+
 from minerva.core.reader import Reader
 from minerva.est.errors import EstDecodeError
 
@@ -13,8 +15,12 @@ INTEGER = 0x02
 BIT_STRING = 0x03
 OCTET_STRING = 0x04
 OBJECT_IDENTIFIER = 0x06
+IA5_STRING = 0x16
 SEQUENCE = 0x30
 SET = 0x31
+
+MAX_INTEGER_SIZE = 2_048
+"""The longest INTEGER accepted, in bytes."""
 
 MAX_DEPTH = 16
 """How deep elements of indefinite length may be nested."""
@@ -23,6 +29,7 @@ _END_OF_CONTENTS = 0x00
 _INDEFINITE = 0x80
 _CONTEXT = 0x80
 _CONSTRUCTED = 0x20
+_MORE = 0x80
 
 
 def context(number: int, *, constructed: bool = True) -> int:
@@ -65,6 +72,52 @@ def encode(tag: int, *contents: bytes) -> bytes:
         return bytes((tag, size)) + content
     length = size.to_bytes((size.bit_length() + 7) // 8)
     return bytes((tag, _INDEFINITE | len(length))) + length + content
+
+
+def encode_integer(value: int) -> bytes:
+    """Return the DER of an INTEGER that is not negative."""
+    return encode(INTEGER, value.to_bytes(value.bit_length() // 8 + 1))
+
+
+def decode_integer(element: Element) -> int:
+    """Return the value of an INTEGER. Raises :class:`EstDecodeError`."""
+    content = element.expect(INTEGER, "INTEGER").content
+    if not 1 <= len(content) <= MAX_INTEGER_SIZE:
+        raise EstDecodeError(f"INTEGER of {len(content)} bytes")
+    return int.from_bytes(content, signed=True)
+
+
+def encode_oid(oid: x509.ObjectIdentifier) -> bytes:
+    """Return the DER of ``oid``."""
+    first, second, *rest = (int(arc) for arc in oid.dotted_string.split("."))
+    return encode(OBJECT_IDENTIFIER, *(_base128(arc) for arc in (40 * first + second, *rest)))
+
+
+def decode_oid(element: Element) -> x509.ObjectIdentifier:
+    """Return the OBJECT IDENTIFIER that ``element`` is. Raises :class:`EstDecodeError`."""
+    content = element.expect(OBJECT_IDENTIFIER, "OBJECT IDENTIFIER").content
+    arcs, arc = [], 0
+    for octet in content:
+        if not arc and octet == _MORE:
+            raise EstDecodeError("OBJECT IDENTIFIER: not in DER")
+        arc = arc << 7 | octet & 0x7F
+        if not octet & _MORE:
+            arcs.append(arc)
+            arc = 0
+    if not content or content[-1] & _MORE:
+        raise EstDecodeError("OBJECT IDENTIFIER: cut off")
+    first = min(arcs[0] // 40, 2)
+    try:
+        return x509.ObjectIdentifier(".".join(map(str, (first, arcs[0] - 40 * first, *arcs[1:]))))
+    except ValueError as error:
+        raise EstDecodeError(f"OBJECT IDENTIFIER of {len(content)} bytes: longer than any in use") from error
+
+
+def _base128(arc: int) -> bytes:
+    octets = [arc & 0x7F]
+    while arc := arc >> 7:
+        octets.append(arc & 0x7F | _MORE)
+    return bytes(reversed(octets))
 
 
 def _elements(data: bytes, what: str, limit: int) -> Iterator[Element]:
