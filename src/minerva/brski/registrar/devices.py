@@ -11,7 +11,7 @@ from typing import Any
 import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
-from sqlalchemy.engine import Connection, Row
+from sqlalchemy.engine import Connection
 
 from minerva.brski.registrar.database import (
     DeviceState,
@@ -209,5 +209,5 @@ def _one(connection: Connection, condition: sa.ColumnElement[bool], *, lock: boo
     return None if row is None else _device(row)
 
 
-def _device(row: Row[Any]) -> Device:
+def _device(row: Any) -> Device:
     return Device(**{**row._mapping, "state": DeviceState(row.state)})
