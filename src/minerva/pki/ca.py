@@ -18,6 +18,7 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +29,14 @@ from cryptography.x509.oid import NameOID
 
 from minerva.pki.address import AcpAddress, Scheme
 from minerva.pki.allocator import AddressAllocator
-from minerva.pki.certificates import dump_pem, load_pem
+from minerva.pki.certificates import UNREADABLE, dump_pem, load_pem
 from minerva.pki.errors import AuthorityError, CertificateError, KeyRuleError
 from minerva.pki.files import File, append_line, locked, write_files
 from minerva.pki.identity import ANCHORS_FILE, CERTIFICATE_FILE, CHAIN_FILE, KEY_FILE
 from minerva.pki.keys import (
     KeyType,
     PrivateKey,
+    check_certificate,
     check_public_key,
     dump_private_key,
     generate_key,
@@ -97,17 +99,28 @@ class CertificateAuthority:
         key_type: KeyType | str = KeyType.P256,
         *,
         lifetime: timedelta = CA_LIFETIME,
+        predecessor: CertificateAuthority | None = None,
         now: datetime | None = None,
     ) -> CertificateAuthority:
         """Make a root CA in ``directory``, which is made if it is not there.
+
+        With ``predecessor``, the root CA whose place it takes, all under the new one trust both, and carry
+        a certificate of the new one by the old: so nodes that know only one of the two trust each other.
 
         Raises :class:`AuthorityError` if there is a CA already, or for an invalid domain.
         """
         key = generate_key(key_type)
         subject = _ca_subject(domain, "ACP Root CA")
-        builder = _ca_builder(subject, key, _validity(lifetime, now)).issuer_name(subject)
+        builder = _ca_builder(subject, key.public_key(), _validity(lifetime, now)).issuer_name(subject)
         certificate = builder.sign(key, signature_hash(key))
-        return cls._store(cls(directory, domain, certificate, key, (), (certificate,)))
+        chain: tuple[x509.Certificate, ...] = ()
+        anchors: tuple[x509.Certificate, ...] = (certificate,)
+        if predecessor is not None:
+            if predecessor.domain.lower() != domain.lower():
+                raise AuthorityError(f"a CA for {predecessor.domain} has no successor for {domain}")
+            chain = (predecessor.cross_sign(certificate, now=now), *predecessor.chain)
+            anchors = (certificate, *predecessor.anchors)
+        return cls._store(cls(directory, domain, certificate, key, chain, anchors))
 
     def issue_ca(
         self,
@@ -122,12 +135,54 @@ class CertificateAuthority:
         Raises :class:`AuthorityError` if there is a CA already.
         """
         key = generate_key(key_type)
-        builder = _ca_builder(_ca_subject(self.domain, "ACP Issuing CA"), key, self._within(lifetime, now))
-        certificate = self._sign(builder)
+        subject = _ca_subject(self.domain, "ACP Issuing CA")
+        certificate = self._sign(_ca_builder(subject, key.public_key(), self._within(lifetime, now)))
         chain = (certificate, *self.chain)
         return self._store(
             CertificateAuthority(directory, self.domain, certificate, key, chain, self.anchors)
         )
+
+    def cross_sign(
+        self, other: x509.Certificate, *, lifetime: timedelta = CA_LIFETIME, now: datetime | None = None
+    ) -> x509.Certificate:
+        """Return a certificate by this CA for the CA whose certificate ``other`` is.
+
+        In the chain of a node under the other CA, it makes a path for those who trust only this one (RFC
+        4210 section 4.4). It outlives neither of the two.
+
+        Raises :class:`AuthorityError` if ``other`` is not of another CA, or has expired.
+        """
+        try:
+            check_certificate(other)
+            extensions = other.extensions
+            key_id = extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+            is_ca = extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        except (KeyRuleError, x509.ExtensionNotFound, *UNREADABLE) as error:
+            raise AuthorityError(f"cannot sign what is not the certificate of a CA: {error}") from error
+        if not is_ca or other.public_key() == self.certificate.public_key():
+            raise AuthorityError("a CA signs the certificate of another CA, not of itself or of a node")
+        start, end = self._within(lifetime, now)
+        if start + BACKDATING >= other.not_valid_after_utc:
+            raise AuthorityError(
+                f"the other CA's certificate expired on {other.not_valid_after_utc:%Y-%m-%d}"
+            )
+        validity = start, min(end, other.not_valid_after_utc)
+        return self._sign(_ca_builder(other.subject, other.public_key(), validity, key_id))
+
+    def forget_predecessors(self) -> None:
+        """Make the newest trust anchor the only one, here and for all that is issued from now on.
+
+        For the end of a rollover, when every node has a certificate under it.
+        """
+        newest = self.anchors[0]
+        self.chain = tuple(takewhile(lambda ca: ca.public_key() != newest.public_key(), self.chain))
+        self.anchors = (newest,)
+        with locked(self.directory):
+            write_files(
+                self.directory,
+                File(CHAIN_FILE, dump_pem(self.chain)),
+                File(ANCHORS_FILE, dump_pem(self.anchors)),
+            )
 
     @classmethod
     def open(cls, directory: Path) -> CertificateAuthority:
@@ -423,7 +478,10 @@ def _domain_of(certificate: x509.Certificate) -> str:
 
 
 def _builder(
-    subject: x509.Name, key: CertificatePublicKeyTypes, validity: tuple[datetime, datetime]
+    subject: x509.Name,
+    key: CertificatePublicKeyTypes,
+    validity: tuple[datetime, datetime],
+    key_id: x509.SubjectKeyIdentifier | None = None,
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()
@@ -432,15 +490,18 @@ def _builder(
         .serial_number(x509.random_serial_number())
         .not_valid_before(validity[0])
         .not_valid_after(validity[1])
-        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(key_id or x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
     )
 
 
 def _ca_builder(
-    subject: x509.Name, key: PrivateKey, validity: tuple[datetime, datetime]
+    subject: x509.Name,
+    key: CertificatePublicKeyTypes,
+    validity: tuple[datetime, datetime],
+    key_id: x509.SubjectKeyIdentifier | None = None,
 ) -> x509.CertificateBuilder:
     return (
-        _builder(subject, key.public_key(), validity)
+        _builder(subject, key, validity, key_id)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
         .add_extension(_key_usage(ca=True), critical=True)
     )
