@@ -13,6 +13,10 @@ from minerva.core.errors import DecodeError
 MAX_TEXT_LENGTH = 256
 """The longest text of a leaf accepted, such as a serial number or a nonce, in characters."""
 
+MAX_COUNTER = 999_999_999
+"""The largest counter accepted."""
+
+_DIGITS = re.compile("[0-9]{1,9}")
 _DATE_AND_TIME = re.compile(
     r"([0-9]{4})-([0-9]{2})-([0-9]{2})[Tt]([0-9]{2}):([0-9]{2}):([0-9]{2})(?:\.([0-9]{1,32}))?"
     r"(?:[Zz]|([+-])([0-9]{2}):([0-9]{2}))"
@@ -83,4 +87,13 @@ def decode_boolean(value: Any, name: str, error: type[DecodeError]) -> bool:
         return bool(value == "true")
     if not isinstance(value, bool):
         raise error(f"{name}: neither true nor false")
+    return value
+
+
+def decode_counter(value: Any, name: str, error: type[DecodeError]) -> int:
+    """Return the unsigned integer ``value`` of leaf ``name``. A published example has them as texts."""
+    if isinstance(value, str) and _DIGITS.fullmatch(value):
+        return int(value)
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= MAX_COUNTER:
+        raise error(f"{name}: not a number from 0 to {MAX_COUNTER}")
     return value
