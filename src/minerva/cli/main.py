@@ -27,6 +27,7 @@ _COMMANDS = {
     "exec": ("minerva.cli.node", "exec_command", "Run a command in a namespace of the node."),
     "grasp": ("minerva.cli.grasp", "grasp", "Discover, synchronize, negotiate and flood in the ACP."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
+    "registrar": ("minerva.cli.registrar", "registrar", "Let new devices into a domain."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),
 }
 

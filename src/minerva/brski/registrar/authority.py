@@ -180,12 +180,16 @@ def add_ca_certificate(
         )
 
 
-def load_ca_certificates(connection: Connection, now: datetime) -> tuple[x509.Certificate, ...]:
-    """Return what clients need to check each other: issuing CAs, cross certificates, trust anchors."""
+def load_ca_certificates(connection: Connection, now: datetime, *roles: Role) -> tuple[x509.Certificate, ...]:
+    """Return what clients need to check each other: issuing CAs, cross certificates, trust anchors.
+
+    With ``roles``, only those. Of each, the newest is the first.
+    """
     order = {Role.ISSUING: 0, Role.CROSS: 1, Role.ROOT: 2}
     rows = connection.execute(
         sa.select(ca_certificates.c.role, ca_certificates.c.der, ca_certificates.c.added).where(
-            sa.or_(ca_certificates.c.until.is_(None), ca_certificates.c.until > now)
+            ca_certificates.c.role.in_([role.value for role in roles or Role]),
+            sa.or_(ca_certificates.c.until.is_(None), ca_certificates.c.until > now),
         )
     ).all()
     newest_first = sorted(rows, key=lambda row: row.added, reverse=True)

@@ -1,0 +1,135 @@
+"""``minerva registrar``: the registrar of a domain. Here: how one is made, and its CA."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from minerva.brski.registrar.init import Made
+
+# As in cli/ca.py: what these come from takes longer to import than `minerva --help` may take.
+DIRECTORY = Path("/var/lib/minerva/registrar")
+NODE_DIRECTORY = Path("/var/lib/minerva")
+SCHEMES = ("zone", "vlong8", "vlong16")
+DAYS_OF_CERTIFICATE = 30
+SECONDS_OF_CRL = 3600
+CRL_PORT = 8080
+
+_PATH = click.Path(file_okay=False, path_type=Path)
+directory_option = click.option(
+    "--dir",
+    "directory",
+    type=_PATH,
+    default=DIRECTORY,
+    show_default=True,
+    help="Where the registrar keeps its things.",
+)
+json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+
+
+@click.group()
+def registrar() -> None:
+    """Let new devices into an ACP domain (RFC 8995)."""
+
+
+@registrar.command(short_help="Make a registrar, its CA, and the first node of a domain.")
+@click.argument("domain")
+@directory_option
+@click.option(
+    "--node-dir",
+    "node_directory",
+    type=_PATH,
+    default=NODE_DIRECTORY,
+    show_default=True,
+    help="Where this machine's node has its identity, or will have it.",
+)
+@click.option(
+    "--database", default="", help="The URL of a PostgreSQL database; without, a file in the directory."
+)
+@click.option(
+    "--scheme",
+    type=click.Choice(SCHEMES),
+    default="zone",
+    show_default=True,
+    help="The scheme of the addresses that devices get.",
+)
+@click.option(
+    "--lifetime",
+    type=click.IntRange(1, 10**9),
+    help=f"How long certificates of nodes are valid, in seconds.  [default: {DAYS_OF_CERTIFICATE} days]",
+)
+@click.option(
+    "--crl-lifetime",
+    type=click.IntRange(2, 10**7),
+    default=SECONDS_OF_CRL,
+    show_default=True,
+    help="How long a CRL is valid, in seconds: so long a revoked node may remain.",
+)
+@click.option(
+    "--crl-port",
+    type=click.IntRange(1, 65535),
+    default=CRL_PORT,
+    show_default=True,
+    help="The port on which the CRL is offered.",
+)
+@json_option
+def init(
+    domain: str,
+    directory: Path,
+    node_directory: Path,
+    database: str,
+    scheme: str,
+    lifetime: int | None,
+    crl_lifetime: int,
+    crl_port: int,
+    as_json: bool,
+) -> None:
+    """Make all that the registrar of DOMAIN needs, and the identity of this machine's node.
+
+    A root CA and an issuing CA under it, a database, a certificate for the registrar, and one for the node,
+    which is the first of the domain. Nothing is overwritten.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from minerva.brski.registrar.init import initialise
+    from minerva.pki.address import Scheme
+
+    made = initialise(
+        domain,
+        directory,
+        node_directory,
+        now=datetime.now(UTC),
+        database=database,
+        scheme=Scheme(scheme),
+        certificate_lifetime=(
+            timedelta(days=DAYS_OF_CERTIFICATE) if lifetime is None else timedelta(seconds=lifetime)
+        ),
+        crl_lifetime=timedelta(seconds=crl_lifetime),
+        crl_port=crl_port,
+    )
+    _show(made, as_json)
+
+
+def _show(made: Made, as_json: bool) -> None:
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "domain": made.domain,
+                    "directory": str(made.directory),
+                    "node_directory": str(made.node_directory),
+                    "address": str(made.address),
+                    "service_address": str(made.service_address),
+                    "node_expires": made.node_expires.isoformat(),
+                    "service_expires": made.service_expires.isoformat(),
+                }
+            )
+        )
+        return
+    click.echo(f"registrar of {made.domain} in {made.directory}")
+    click.echo(f"this machine's node: {made.address} in {made.node_directory}")
+    click.echo(f"keep {made.directory / 'ca' / 'root' / 'ca-key.pem'} offline: only a rollover needs it")
