@@ -52,7 +52,7 @@ from minerva.brski.registrar.domain import (
     store_domain,
 )
 from minerva.brski.registrar.errors import RegistrarError
-from minerva.brski.registrar.service import certify_service, write_service
+from minerva.brski.registrar.service_certificate import certify_service, write_service
 from minerva.pki.address import AcpAddress, Scheme
 from minerva.pki.allocator import new_registrar_id
 from minerva.pki.ca import CertificateAuthority, Issued, check_free, write_node_directory
