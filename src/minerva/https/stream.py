@@ -13,7 +13,6 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Literal, Protocol, Self
 
 from cryptography import x509
@@ -51,18 +50,23 @@ class ByteStream(Protocol):
 class TcpStream:
     """A TCP socket, which may still be connecting. It belongs to the stream from now on.
 
-    ``idle``: how long a read may wait for a byte, and a write for room for one, in seconds; for ever if it
-    is ``None``.
+    ``deadline``, if there is one, is when waiting for the peer ends, by the loop's clock: what waits then
+    raises :class:`HttpTimeout`. What has come already can be read all the same.
     """
 
-    def __init__(self, sock: socket.socket, *, idle: float | None = None) -> None:
+    def __init__(self, sock: socket.socket) -> None:
         sock.setblocking(False)
         with suppress(OSError):  # not a TCP socket
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.idle = idle
+        self.deadline: float | None = None
         self._socket = sock
         self._loop = asyncio.get_running_loop()
-        self._waiting: set[asyncio.Future[None]] = set()
+        self._reader: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
+        self._watched = False
+        self._arrived = b""
+        self._ended = False
+        self._failure: OSError | None = None
 
     @property
     def closed(self) -> bool:
@@ -71,19 +75,20 @@ class TcpStream:
 
     async def read(self, limit: int = _RECORDS) -> bytes:
         """Return the next bytes, at most ``limit``; ``b""`` at the end."""
-        while True:
+        self._expect_open()
+        while not self._arrived:
+            if self._failure is not None:
+                raise StreamError(f"the connection broke: {_reason(self._failure)}") from self._failure
+            if self._ended:
+                return b""
+            await self._readable()
             self._expect_open()
-            try:
-                return self._socket.recv(limit)
-            except BlockingIOError:
-                await self._until(self._loop.add_reader, self._loop.remove_reader)
-            except OSError as error:
-                raise StreamError(f"the connection broke: {_reason(error)}") from error
+        data, self._arrived = self._arrived[:limit], self._arrived[limit:]
+        return data
 
     async def write(self, data: bytes) -> None:
         """Send ``data``."""
-        rest = bytearray(data)
-        await self.flush(rest)
+        await self.flush(bytearray(data))
 
     async def flush(self, rest: bytearray) -> None:
         """Send and remove what is in ``rest``, which holds at any time what has not been sent."""
@@ -92,7 +97,7 @@ class TcpStream:
             try:
                 del rest[: self._socket.send(rest)]
             except BlockingIOError:
-                await self._until(self._loop.add_writer, self._loop.remove_writer)
+                await self._writable()
             except OSError as error:
                 raise StreamError(f"the connection broke: {_reason(error)}") from error
 
@@ -105,42 +110,74 @@ class TcpStream:
         if not self.closed:
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
+            self._watched = False
             self._socket.close()
-            for ready in self._waiting:
-                _wake(ready)
+            # Who still waits is told by _expect_open.
+            _wake(self._reader)
+            _wake(self._writer)
 
     def shutdown(self) -> None:
         """Tell the peer that nothing more comes from us; it may go on."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_WR)
 
-    async def _until(
-        self,
-        add: Callable[[socket.socket, Callable[[], None]], None],
-        remove: Callable[[socket.socket], bool],
-    ) -> None:
-        """Wait until the socket is ready."""
-        ready = self._loop.create_future()
-        self._waiting.add(ready)
-        add(self._socket, partial(_wake, ready))
+    async def _readable(self) -> None:
+        self._reader = self._loop.create_future()
+        if not self._watched:
+            self._loop.add_reader(self._socket, self._has_come)
+            self._watched = True
+        await self._until(self._reader)
+
+    def _has_come(self) -> None:
+        """Take what has come. Watching goes on until something comes while the last has not been read."""
+        if not self._arrived:
+            try:
+                self._arrived = self._socket.recv(_RECORDS)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._failure = error
+            else:
+                self._ended = not self._arrived
+            _wake(self._reader)
+            if self._arrived:
+                return
+        self._loop.remove_reader(self._socket)
+        self._watched = False
+
+    async def _writable(self) -> None:
+        self._writer = self._loop.create_future()
+        self._loop.add_writer(self._socket, _wake, self._writer)
         try:
-            async with asyncio.timeout(self.idle):
-                await ready
-        except TimeoutError as error:
-            raise HttpTimeout(f"nothing moved on the connection for {self.idle:g} s") from error
+            await self._until(self._writer)
         finally:
-            self._waiting.discard(ready)
             if not self.closed:
-                remove(self._socket)
+                self._loop.remove_writer(self._socket)
+
+    async def _until(self, ready: asyncio.Future[None]) -> None:
+        """Wait until ``ready``, at most until the deadline."""
+        if self.deadline is None:
+            await ready
+            return
+        timer = self._loop.call_at(self.deadline, _give_up, ready)
+        try:
+            await ready
+        finally:
+            timer.cancel()
 
     def _expect_open(self) -> None:
         if self.closed:
             raise StreamError("the connection is closed")
 
 
-def _wake(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
+def _wake(ready: asyncio.Future[None] | None) -> None:
+    if ready is not None and not ready.done():
         ready.set_result(None)
+
+
+def _give_up(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_exception(HttpTimeout("the peer took too long"))
 
 
 def _reason(error: OSError) -> str:
@@ -168,7 +205,6 @@ class TlsStream:
         *,
         server_name: str | None = None,
         timeout: float = HANDSHAKE_SECONDS,
-        idle: float | None = None,
     ) -> Self:
         """Return a stream whose handshake is done, as the client, on a socket that may still be connecting.
 
@@ -176,7 +212,7 @@ class TlsStream:
         closed if anything fails. Raises :class:`StreamError` and :class:`HttpTimeout`.
         """
         connection = TlsConnection(context, server_side=False, server_name=server_name)
-        return await cls._shake(sock, connection, timeout, idle)
+        return await cls._shake(sock, connection, timeout)
 
     @classmethod
     async def server(
@@ -185,27 +221,24 @@ class TlsStream:
         context: SSL.Context,
         *,
         timeout: float = HANDSHAKE_SECONDS,
-        idle: float | None = None,
     ) -> Self:
         """Return a stream whose handshake is done, as the server; else as :meth:`client`."""
-        return await cls._shake(sock, TlsConnection(context, server_side=True), timeout, idle)
+        return await cls._shake(sock, TlsConnection(context, server_side=True), timeout)
 
     @classmethod
-    async def _shake(
-        cls, sock: socket.socket, connection: TlsConnection, timeout: float, idle: float | None
-    ) -> Self:
-        stream = cls(TcpStream(sock, idle=idle), connection)
+    async def _shake(cls, sock: socket.socket, connection: TlsConnection, timeout: float) -> Self:
+        transport = TcpStream(sock)
+        transport.deadline = asyncio.get_running_loop().time() + timeout
+        stream = cls(transport, connection)
         try:
-            async with asyncio.timeout(timeout):
-                await stream._handshake()
-        except TimeoutError as error:
-            stream.transport.abort()
-            raise HttpTimeout(
-                f"the connection and its TLS handshake took longer than {timeout:g} s"
-            ) from error
+            await stream._handshake()
+        except HttpTimeout as error:
+            transport.abort()
+            raise HttpTimeout(f"the connection and its TLS handshake took more than {timeout:g} s") from error
         except BaseException:
-            stream.transport.abort()
+            transport.abort()
             raise
+        transport.deadline = None
         return stream
 
     @property
@@ -245,9 +278,9 @@ class TlsStream:
     async def say_goodbye(self) -> None:
         """Tell the peer that nothing more comes from us. Never raises."""
         self.connection.close()
-        with suppress(StreamError, HttpTimeout, TimeoutError):
-            async with asyncio.timeout(CLOSE_SECONDS):
-                await self._flush()
+        self.transport.deadline = asyncio.get_running_loop().time() + CLOSE_SECONDS
+        with suppress(StreamError, HttpTimeout):
+            await self._flush()
 
     async def _handshake(self) -> None:
         await self._flush()

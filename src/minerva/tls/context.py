@@ -63,7 +63,7 @@ def make_context(
     context.set_options(_OPTIONS)
     context.set_mode(SSL.MODE_RELEASE_BUFFERS)
     context.set_session_cache_mode(SSL.SESS_CACHE_OFF)
-    context.set_verify(SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT, _accept)
+    accept_any_certificate(context, required=True)
     # The library shall not spend time on a path that is looked for again, and judged, by our own rules.
     context.set_verify_depth(0)
     try:
@@ -77,6 +77,12 @@ def make_context(
     finally:
         clear_errors()
     return context
+
+
+def accept_any_certificate(context: SSL.Context, *, required: bool) -> None:
+    """Ask the peer for a certificate, which others will judge; without it only if it is not ``required``."""
+    mode = SSL.VERIFY_PEER | SSL.VERIFY_FAIL_IF_NO_PEER_CERT if required else SSL.VERIFY_PEER
+    context.set_verify(mode, _accept)
 
 
 def reason(error: Exception) -> str:
