@@ -36,8 +36,11 @@ def load_object(
 
     try:
         value = json.loads(data.decode(), object_pairs_hook=unique, parse_constant=refuse_constant)
-    except UnicodeDecodeError as reason:
-        raise error("JSON: not in UTF-8") from reason
+        if b"\\u" in data:
+            # Escapes can make halves of characters, with which nobody knows what to do.
+            json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeError as reason:
+        raise error("JSON: not in UTF-8, or with half a character") from reason
     except ValueError as reason:
         # The decoder's own texts name a place, or the number of digits of an integer that has too many.
         raise error(f"not JSON: {reason}") from reason

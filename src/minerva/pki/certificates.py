@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -11,6 +12,9 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.utils import CryptographyDeprecationWarning
 
 from minerva.pki.errors import CertificateError
+
+ID_KP_CMC_RA: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
+"""id-kp-cmcRA, the extended key usage of a registrar (RFC 6402 section 2.10, RFC 8994 section 6.2.5)."""
 
 MAX_CERTIFICATE_SIZE = 16_384
 """The largest certificate accepted from a stranger, in bytes."""

@@ -77,10 +77,10 @@ def serial_number(
                 found = _hardware_serial_numbers(certificate)
     except UNREADABLE as error:
         raise IdevidError(f"the certificate cannot be read: {shortened(str(error), 200)}") from error
-    if len(found) != 1 or not found[0]:
+    if len(found) != 1 or not found[0] or not found[0].isprintable():
         raise IdevidError(
-            f"{len(found) or 'no'} serial numbers of a device in the {source.value} of the certificate, "
-            "one wanted"
+            f"{len(found) or 'no'} serial numbers of a device in the {source.value} of the certificate; "
+            "one in characters to be seen is wanted"
         )
     return found[0]
 

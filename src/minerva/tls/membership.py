@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from datetime import datetime
 from ipaddress import IPv6Address
-from typing import Final
 
 from cryptography import x509
 
 from minerva.pki.address import AcpAddress
-from minerva.pki.certificates import UNREADABLE
+from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE
 from minerva.pki.errors import AddressError, MembershipError
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, RevocationCheck, check_membership
 from minerva.tls.connection import TlsConnection
 from minerva.tls.errors import TlsIdentityError, TlsUsageError
 
-ID_KP_CMC_RA: Final = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
-"""id-kp-cmcRA, the extended key usage of a registrar (RFC 6402 section 2.10, RFC 8994 section 6.2.5)."""
+__all__ = ["ID_KP_CMC_RA", "check_peer"]
 
 
 def check_peer(

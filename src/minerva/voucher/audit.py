@@ -83,8 +83,8 @@ class AuditLog:
         { "version": uint, "events": [ + event ],
           "truncation": { ? "nonced duplicates": uint, ? "nonceless duplicates": uint, ? "arbitrary": uint } }
 
-    The counters are of events that were left out: duplicates within a domain, and others. They are written as
-    numbers; the RFC's own example has them as texts, which are read as well. A counter that is not there is 0.
+    The counters are of events that were left out: duplicates within a domain, and others. One that is not
+    there is 0. They are written as numbers; the RFC's own example has them as texts, which are read as well.
     """
 
     events: tuple[AuditEvent, ...]

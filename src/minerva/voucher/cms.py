@@ -35,7 +35,7 @@ from minerva.pki.certificates import UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, KeyRuleError
 from minerva.pki.keys import PrivateKey, check_public_key, signature_hash
 from minerva.pki.path import MAX_CERTIFICATES as MAX_PATH_CERTIFICATES
-from minerva.voucher.errors import CmsError
+from minerva.voucher.errors import CmsError, CmsSignatureError
 from minerva.voucher.leaves import decode_binary
 
 ANIMA_JSON_VOUCHER = "1.2.840.113549.1.9.16.1.40"
@@ -338,7 +338,7 @@ def _parse(der: bytes) -> _Parts:
     if attributes.get(_OID_CONTENT_TYPE) != content_oid:
         raise CmsError("CMS: the type that was signed is not that of the content")
     if attributes.get(_OID_MESSAGE_DIGEST) != _octets(_hashed(digest, payload)):
-        raise CmsError("CMS: the content is not the one that was signed")
+        raise CmsSignatureError("CMS: the content is not the one that was signed")
     return _Parts(
         payload=payload,
         content_type=content_type,
@@ -408,7 +408,7 @@ def _verify(parts: _Parts, signer: x509.Certificate) -> None:
         elif isinstance(key, rsa.RSAPublicKey):
             key.verify(parts.signature, parts.to_be_verified, _rsa_padding(parts), parts.digest)
     except InvalidSignature:
-        raise CmsError("CMS: the signature is not one of the signer's key") from None
+        raise CmsSignatureError("CMS: the signature is not one of the signer's key") from None
 
 
 def _same_digest(parts: _Parts, digest: _Hash | None) -> None:

@@ -71,13 +71,13 @@ def decode_binary(value: Any, name: str, error: type[DecodeError]) -> bytes:
 
 
 def decode_text(value: Any, name: str, error: type[DecodeError]) -> str:
-    """Return the text ``value`` of leaf ``name``, which is not empty and can be written in UTF-8."""
+    """Return the text ``value`` of leaf ``name``, which is not empty and has no control characters."""
     if not isinstance(value, str) or not value:
         raise error(f"{name}: not a text, or an empty one")
     if len(value) > MAX_TEXT_LENGTH:
         raise error(f"{name}: {len(value)} characters, at most {MAX_TEXT_LENGTH} are accepted")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise error(f"{name}: half a character")
+    if any(character < " " or character == "\x7f" for character in value):
+        raise error(f"{name}: a text with control characters")
     return value
 
 

@@ -23,9 +23,9 @@ class Status:
 
         { "version": uint, "status": bool, ? "reason": text, ? "reason-context": { ... } }
 
-    ``status`` tells whether it went well. ``reason`` goes to whoever the registrar is: it is for an operator,
-    and of no use to an attacker. ``reason_context`` is any JSON. Members that are not known are in ``unknown``,
-    to be logged; so may a version above 1 be. All of it is what a stranger says.
+    ``status`` tells whether it went well. ``reason`` is for an operator, and should be of no use to an
+    attacker, who may be the registrar. ``reason_context`` is any JSON. Members that are not known are in
+    ``unknown``, to be logged; a version above 1 is for a person to look at. A stranger says all of it.
     """
 
     status: bool
