@@ -25,6 +25,8 @@ def _neighbour(item: dict[str, Any]) -> tuple[object, ...]:
 
 def status_text(found: dict[str, Any]) -> str:
     """Return the answer to ``status`` as text: the node, its ports, neighbours, channels and routes."""
+    if "acp0" not in found:
+        return _pledge_text(found)
     node, acp0, rpl = found["node"], found["acp0"], found["rpl"] or {}
     valid = f"{'valid until' if node['certificate_valid'] else 'EXPIRED'} {node['certificate_expires']}"
     lines = [
@@ -34,12 +36,7 @@ def status_text(found: dict[str, Any]) -> str:
     ]
     if acp0["problem"]:
         lines.append(f"  {acp0['interface']} is off: {acp0['problem']}")
-    lines += ["", "Ports"]
-    lines += _table(
-        ("NAME", "STATE", "LINK-LOCAL", "NOTE"),
-        [(p["name"], p["state"], p.get("link_local"), p["problem"] or "") for p in found["ports"]],
-        "none: no interface of this machine is one that the ACP uses",
-    )
+    lines += _ports(found)
     lines += ["", "Neighbours"]
     lines += _table(
         ("PORT", "LINK-LOCAL", "STATE", "ROLE", "NOTE"),
@@ -73,6 +70,33 @@ def status_text(found: dict[str, Any]) -> str:
         lines += _table(
             ("NAME", "PID", "RESTARTS"), [(p["name"], p["pid"], p["restarts"]) for p in broken], "none"
         )
+    return "\n".join(lines)
+
+
+def _ports(found: dict[str, Any]) -> list[str]:
+    rows = _table(
+        ("NAME", "STATE", "LINK-LOCAL", "NOTE"),
+        [(p["name"], p["state"], p.get("link_local"), p["problem"] or "") for p in found["ports"]],
+        "none: no interface of this machine is one that the ACP uses",
+    )
+    return ["", "Ports", *rows]
+
+
+def _pledge_text(found: dict[str, Any]) -> str:
+    """Return the answer of a node that is no member of any domain."""
+    pledge = found.get("pledge")
+    if pledge is None:
+        return "the node is just being started"
+    lines = [
+        f"This device ({pledge.get('serial_number', 'not known yet')}) is not enrolled in any domain yet."
+    ]
+    lines += _ports(found)
+    lines += ["", "Join proxies"]
+    lines += _table(
+        ("PORT", "LINK-LOCAL", "STEP", "NOTE"),
+        [(s["port"], s["proxy"], s["step"].replace("_", " "), s["detail"]) for s in pledge["steps"]],
+        "none heard yet: is there a member of the domain at the other end of a cable?",
+    )
     return "\n".join(lines)
 
 

@@ -25,6 +25,7 @@ _GOOD_RUN = 60.0
 """Seconds of delay before a child is started again, and of a run after which the delays start over."""
 
 _STATUS_SECONDS = 2.0
+_END_SECONDS = 2.0
 
 
 @dataclass
@@ -40,6 +41,7 @@ class ChildHandle:
     pid: int = 0
     ready: bool = False
     doomed: bool = False
+    retired: bool = False
     started: float = 0.0
     restarts: int = 0
     backoff: Backoff = field(default_factory=lambda: Backoff(_FIRST_RESTART, _LAST_RESTART))
@@ -60,7 +62,8 @@ class Children:
         self._handles: dict[str, ChildHandle] = {}
         self._requests: dict[tuple[str, int], asyncio.Future[Any]] = {}
         self._request = 0
-        self._stopping = False
+        self.stopping = False
+        """Whether the node ends: then nothing is started again."""
 
     def start(
         self,
@@ -114,7 +117,7 @@ class Children:
                     self._exited(handle, message.status)
 
     def _zygote_closed(self, error: IpcError | None) -> None:
-        if not self._stopping:
+        if not self.stopping:
             log.critical("the zygote is gone%s: no child can be started", f" ({error})" if error else "")
             self._on_zygote_lost()
 
@@ -163,7 +166,7 @@ class Children:
         if handle.ipc is not None:
             handle.ipc.close()
             handle.ipc = None
-        if self._stopping:
+        if self.stopping or handle.retired:
             return
         how = f"signal {signal.Signals(-status).name}" if status < 0 else f"exit code {status}"
         if time.monotonic() - handle.started > _GOOD_RUN:
@@ -175,7 +178,7 @@ class Children:
         asyncio.get_running_loop().call_later(delay, self._restart, handle)
 
     def _restart(self, handle: ChildHandle) -> None:
-        if not self._stopping:
+        if not self.stopping and not handle.retired:
             self._fork(handle)
 
     async def state_of(self, role: str) -> Any:
@@ -210,23 +213,31 @@ class Children:
                 "seconds": round(now - handle.started, 1) if handle.pid else None,
             }
             for handle in self._handles.values()
+            if not handle.retired
         ]
 
-    async def say_goodbye(self, roles: Sequence[str], message: Message, seconds: float) -> None:
-        """Ask the children in ``roles`` to end with ``message``; kill after ``seconds`` what is left."""
-        self._stopping = True
-        handles = [self._handles[role] for role in roles if role in self._handles]
-        for handle in handles:
+    async def end(self, role: str, message: Message | None = None, seconds: float = 0.0) -> None:
+        """End the child for ``role`` for good: ask it with ``message``, and kill it after ``seconds``.
+
+        Returns when it has ended, and does nothing where there is none.
+        """
+        handle = self._handles.get(role)
+        if handle is None:
+            return
+        handle.retired = True
+        if message is not None:
             handle.send(message)
         deadline = time.monotonic() + seconds
-        while any(handle.pid for handle in handles) and time.monotonic() < deadline:
+        while handle.ipc is not None and time.monotonic() < deadline:
             await asyncio.sleep(0.01)
-        for handle in handles:
-            self.kill(handle)
+        self.kill(handle)
+        deadline = time.monotonic() + _END_SECONDS
+        while handle.ipc is not None and time.monotonic() < deadline:
+            await asyncio.sleep(0.01)
 
     def close(self) -> None:
         """Kill all children and the zygote."""
-        self._stopping = True
+        self.stopping = True
         for handle in self._handles.values():
             self.kill(handle)
             if handle.ipc is not None:

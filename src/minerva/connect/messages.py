@@ -309,6 +309,84 @@ class RouteRemove(Message):
     interface: int
 
 
+# --- pledge ------------------------------------------------------------------------------------------------
+
+
+@message(70)
+@dataclass(frozen=True, slots=True)
+class PledgeStart(Message):
+    """S → pledge: find a domain for this device, whose certificates are in PEM; with [its private key].
+
+    The key is a sealed memory file. ``anchors`` are those by which the maker's vouchers are checked.
+    ``expired`` holds the certificates of a membership that has ended, the node's own first, with its trust
+    anchors in ``expired_anchors``: then its key is the second descriptor (RFC 8994 section 6.2.5.5).
+    """
+
+    certificate: bytes
+    chain: bytes
+    anchors: bytes
+    expired: bytes
+    expired_anchors: bytes
+
+
+@message(71)
+@dataclass(frozen=True, slots=True)
+class PledgePort(Message):
+    """S → pledge: a port is ready; with [DULL GRASP socket]."""
+
+    port: int
+    name: str
+    link_local: IPv6Address
+
+
+@message(72)
+@dataclass(frozen=True, slots=True)
+class PledgeConnect(Message):
+    """Pledge → S: connect to the join proxy at this link-local address of a port."""
+
+    request: int
+    port: int
+    address: IPv6Address
+    tcp_port: int
+
+
+@message(73)
+@dataclass(frozen=True, slots=True)
+class PledgeSocket(Message):
+    """S → pledge: with [TCP socket], which is just being connected; or ``problem`` says why not."""
+
+    request: int
+    problem: str | None
+
+
+@message(74)
+@dataclass(frozen=True, slots=True)
+class PledgeStep(Message):
+    """Pledge → S: how far an attempt is; ``detail`` is for people."""
+
+    port: int
+    address: IPv6Address
+    step: str
+    detail: str
+
+
+@message(75)
+@dataclass(frozen=True, slots=True)
+class PledgeEnrolled(Message):
+    """Pledge → S: we are a member; keep these certificates and the private key, all in PEM."""
+
+    certificate: bytes
+    chain: bytes
+    anchors: bytes
+    key: Secret
+
+
+@message(76)
+@dataclass(frozen=True, slots=True)
+class PledgeDone(Message):
+    """Pledge → S: the registrar knows that all is well, or was told in vain; there is no more to do."""
+
+
 # --- zygote and guard --------------------------------------------------------------------------------------
 
 

@@ -13,7 +13,18 @@ from minerva.connect import config as configuration
 from minerva.connect import log, zygote
 from minerva.connect.state import NodeState, lock_directory
 from minerva.core.errors import UsageError
-from minerva.pki.identity import check_own, load_identity
+from minerva.pki.errors import IdentityError
+from minerva.pki.identity import (
+    ANCHORS_FILE,
+    CERTIFICATE_FILE,
+    CHAIN_FILE,
+    IDEVID_DIRECTORY,
+    KEY_FILE,
+    Identity,
+    check_own,
+    finish_storing,
+    load_identity,
+)
 
 
 def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane: str | None = None) -> None:
@@ -28,16 +39,14 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plan
     pid, sock = zygote.start(empty_root)
     try:
         state = NodeState(state_dir)
-        identity = load_identity(state_dir)
-        check_own(identity, datetime.now(UTC))
-        _check_key_file(state_dir / "key.pem")
+        identity, expired = _who_we_are(state_dir, datetime.now(UTC))
         # Only now, and only here: pyroute2 costs 23 MiB, which no child needs.
         from minerva.connect.kernel_probe import choose
         from minerva.connect.supervisor import Supervisor
 
         async def main() -> None:
             choice = await choose(state, data_plane or config.data_plane)
-            await Supervisor(state, run_dir, config, identity, (pid, sock), choice).run()
+            await Supervisor(state, run_dir, config, identity, expired, (pid, sock), choice).run()
 
         asyncio.run(main())
     finally:
@@ -66,13 +75,42 @@ def _prepare_run_dir(run_dir: Path) -> tuple[Path, int]:
     return empty_root, lock
 
 
+def _who_we_are(state_dir: Path, when: datetime) -> tuple[Identity | None, Identity | None]:
+    """Return our identity, or none and the one that has expired, if there was any. Raises MinervaError."""
+    finish_storing(state_dir)
+    device = state_dir / IDEVID_DIRECTORY
+    if device.is_dir():
+        _check_directory(device)
+    elif not (state_dir / CERTIFICATE_FILE).exists():
+        raise IdentityError(
+            f"{state_dir} holds neither the certificate of a member of an ACP domain nor, in "
+            f"{IDEVID_DIRECTORY}/, the device's own from its maker: get the one with "
+            "`minerva registrar init` or `minerva ca issue`, the other with `minerva masa device`"
+        )
+    if not (state_dir / CERTIFICATE_FILE).exists():
+        return None, None
+    identity = load_identity(state_dir)
+    _check_key_file(state_dir / KEY_FILE)
+    if when > identity.certificate.not_valid_after_utc:
+        return None, identity
+    check_own(identity, when)
+    return identity, None
+
+
+def _check_directory(directory: Path) -> None:
+    for name in (CERTIFICATE_FILE, CHAIN_FILE, ANCHORS_FILE):
+        if not (directory / name).is_file():
+            raise UsageError(f"{directory / name} is missing: get all of it with `minerva masa device`")
+    _check_key_file(directory / KEY_FILE)
+
+
 def _check_key_file(path: Path) -> None:
     """Check what can be checked of a key without reading it."""
     try:
         mode = path.stat().st_mode
     except FileNotFoundError:
         raise UsageError(
-            f"{path} is missing: a node directory holds cert.pem, chain.pem, key.pem and anchors.pem"
+            f"{path} is missing: {path.parent} holds cert.pem, chain.pem, key.pem and anchors.pem"
         ) from None
     if mode & 0o077:
         raise UsageError(f"{path} can be read by others: 'chmod 600 {path}'")

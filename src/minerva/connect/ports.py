@@ -25,7 +25,7 @@ from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
 from minerva.ikev2.constants import IKE_PORT
 from minerva.linux import namespace, sockets
 from minerva.linux.errors import LinuxError
-from minerva.linux.firewall import link_policy
+from minerva.linux.firewall import link_policy, pledge_rules
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Link, Netlink
 from minerva.linux.nftables import Nftables
@@ -145,6 +145,7 @@ class Ports:
         self._numbers = 0
         self._brought_up: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._pledging = False
         self._lock = asyncio.Lock()  # ports change by one hand at a time
         self.ports: dict[int, Port] = {}  # by the index of the interface in the host
         self.left_out: dict[str, str] = {}
@@ -216,7 +217,7 @@ class Ports:
         with port.namespace.entered():
             namespace.write_sysctls(LINK_SYSCTLS, optional=_OPTIONAL_SYSCTLS)
             with Nftables() as nftables:
-                nftables.run(link_policy(DEVICE, port.link_local))
+                nftables.run(link_policy(DEVICE, port.link_local) + pledge_rules(self._pledging))
         await self._host.add_macvlan(DEVICE, port.link.index, port.mac, port.namespace)
         port.netlink = Netlink(port.namespace)
         port.index = await port.netlink.index_of(DEVICE)
@@ -297,6 +298,14 @@ class Ports:
         for port in list(self.ports.values()):
             await self._dismantle(port)
         self.ports.clear()
+
+    def let_pledge(self, allowed: bool) -> None:
+        """Let a pledge connect to join proxies on all ports, or not any more. Raises LinuxError."""
+        self._pledging = allowed
+        for port in self.ports.values():
+            if port.namespace is not None:
+                with port.namespace.entered(), Nftables() as nftables:
+                    nftables.run(pledge_rules(allowed))
 
     def by_number(self, number: int) -> Port | None:
         """Return the port with our number ``number``."""

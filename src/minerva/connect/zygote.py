@@ -22,6 +22,7 @@ from minerva.connect.guard import Guard
 from minerva.connect.ipc import MAX_DESCRIPTORS, MAX_PACKET, IpcError, decode, encode, socket_pair
 from minerva.connect.messages import Exited, Fork, Forked
 from minerva.connect.plane import Plane
+from minerva.connect.pledge import Pledge
 from minerva.connect.signer import Signer
 from minerva.linux import namespace, process
 
@@ -31,6 +32,7 @@ ROLES: dict[str, tuple[type[child.Child], int]] = {
     "data-plane": (DataPlane, 65512),
     "plane": (Plane, 65513),
     "guard": (Guard, 65514),
+    "pledge": (Pledge, 65515),
 }
 """What each child runs and as which user and group. The numbers are in systemd's range of dynamic users,
 which no distribution gives to anybody; each child has its own, so that none can touch another."""

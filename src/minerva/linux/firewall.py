@@ -34,6 +34,11 @@ FRAGMENT_BURST = 100
 What fragments hide from this policy meets no listener but ours, and no error is ever sent out."""
 
 
+PLEDGE_PORTS = range(61_000, 62_000)
+"""From which TCP ports a pledge connects to join proxies; they are open for the answers, and only while it is
+one."""
+
+
 def link_policy(device: str, link_local: IPv6Address) -> str:
     """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
 
@@ -48,6 +53,7 @@ table inet {LINK_TABLE} {{
     counter refused_out {{ }}
     set announcers {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set attempts {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
+    set pledge_ports {{ type inet_service; flags interval; }}
     chain in {{
         type filter hook prerouting priority raw; policy drop;
         iifname "lo" accept
@@ -62,6 +68,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         counter name refused_in drop
     }}
     chain forward {{
@@ -75,10 +82,20 @@ table inet {LINK_TABLE} {{
         ip6 saddr {link_local} udp sport 500 accept
         ip6 saddr {link_local} ip6 nexthdr esp accept
         ip6 saddr {link_local} exthdr frag exists accept
+        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
         counter name refused_out drop
     }}
 }}
 """
+
+
+def pledge_rules(allowed: bool) -> str:
+    """Return what opens a link namespace for the connections of a pledge, or closes it again."""
+    commands = f"flush set inet {LINK_TABLE} pledge_ports\n"
+    if allowed:
+        ports = f"{PLEDGE_PORTS.start}-{PLEDGE_PORTS.stop - 1}"
+        commands += f"add element inet {LINK_TABLE} pledge_ports {{ {ports} }}\n"
+    return commands
 
 
 def acp_policy(host_side: str, host_address: IPv6Address) -> str:

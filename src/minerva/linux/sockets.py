@@ -5,11 +5,15 @@ Each function works in the calling thread's namespace and raises OSError.
 
 from __future__ import annotations
 
+import errno
+import os
+import random
 import socket
 import struct
 from contextlib import suppress
 from ipaddress import IPv6Address
 
+from minerva.linux.firewall import PLEDGE_PORTS
 from minerva.linux.sockopt import force_receive_buffer, force_send_buffer, pass_only_icmp6
 
 _IPV6_MTU_DISCOVER = 23
@@ -22,6 +26,8 @@ CONTROL_BUFFER = 1 << 20
 
 USER_TIMEOUT = 10
 """How long a TCP peer may be silent before its connection is given up, in seconds (RFC 5482)."""
+
+_PLEDGE_TRIES = 16
 
 DATA_BUFFER = 4 << 20
 """Socket buffer of ESP sockets, in bytes: more than any other choice it decides the throughput of TCP."""
@@ -121,6 +127,31 @@ def tcp_socket(source: IPv6Address, interface: int = 0) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def pledge_socket(device: str, interface: int, link_local: IPv6Address) -> socket.socket:
+    """Return a TCP socket of a pledge on ``device``, whose port is one that the policy lets through."""
+    sock = _tcp()
+    try:
+        _device(sock, device)
+        for port in random.sample(PLEDGE_PORTS, _PLEDGE_TRIES):
+            try:
+                sock.bind((str(link_local), port, 0, interface))
+                return sock
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+        raise OSError(errno.EADDRINUSE, os.strerror(errno.EADDRINUSE))
+    except OSError:
+        sock.close()
+        raise
+
+
+def start_connect(sock: socket.socket, address: IPv6Address, port: int, interface: int = 0) -> None:
+    """Begin to connect ``sock``, which does not block. Raises OSError if that fails at once."""
+    result = sock.connect_ex((str(address), port, 0, interface))
+    if result not in (0, errno.EINPROGRESS):
+        raise OSError(result, os.strerror(result))
 
 
 def grasp_listener(port: int) -> socket.socket:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 from cryptography import x509
 
+from minerva.core.secret import Secret
 from minerva.pki.address import AcpAddress, Scheme
-from minerva.pki.certificates import load_pem
+from minerva.pki.certificates import dump_pem, load_pem
 from minerva.pki.errors import (
     AddressError,
     CertificateError,
@@ -20,6 +21,7 @@ from minerva.pki.errors import (
     NodeNameError,
     PathError,
 )
+from minerva.pki.files import File, sync_directory, write_files
 from minerva.pki.node_name import AcpNodeName, AddressField
 from minerva.pki.path import validate_path
 
@@ -27,6 +29,11 @@ CERTIFICATE_FILE = "cert.pem"
 CHAIN_FILE = "chain.pem"
 KEY_FILE = "key.pem"
 ANCHORS_FILE = "anchors.pem"
+
+IDEVID_DIRECTORY = "idevid"
+"""Where, in a node's state directory, its maker put the device's own identity, in files of the same names."""
+
+_NEW_DIRECTORY = "renewed"
 
 _REMEDY = "get one with `minerva ca issue`"
 
@@ -101,6 +108,40 @@ def load_identity(directory: Path) -> Identity:
         return Identity.from_pem(*contents)
     except IdentityError as error:
         raise IdentityError(f"{directory}: {error}") from error
+
+
+def store_identity(directory: Path, identity: Identity, key: Secret) -> None:
+    """Make ``identity``, whose private key is ``key`` in PEM, the one in ``directory``. Raises OSError.
+
+    Whenever the power fails, either all of the old one or all of the new one is there:
+    :func:`finish_storing` completes, at the next start, what was begun.
+    """
+    new = directory / _NEW_DIRECTORY
+    new.mkdir(mode=0o700, exist_ok=True)
+    write_files(
+        new,
+        File(ANCHORS_FILE, dump_pem(identity.anchors)),
+        File(CHAIN_FILE, dump_pem(identity.chain)),
+        File(KEY_FILE, key.reveal(), secret=True),
+        # Last: with it, all of them are there, and until it is taken away some may not have got their place.
+        File(CERTIFICATE_FILE, dump_pem((identity.certificate,))),
+    )
+    finish_storing(directory)
+
+
+def finish_storing(directory: Path) -> None:
+    """Put a new identity that is stored completely into its place, and forget one that is not."""
+    new = directory / _NEW_DIRECTORY
+    if not new.is_dir():
+        return
+    if (new / CERTIFICATE_FILE).exists():
+        for name in (ANCHORS_FILE, CHAIN_FILE, KEY_FILE, CERTIFICATE_FILE):
+            if (new / name).exists():
+                (new / name).replace(directory / name)
+        sync_directory(directory)
+    for path in new.iterdir():
+        path.unlink()
+    new.rmdir()
 
 
 def check_own(identity: Identity, when: datetime) -> None:

@@ -1,0 +1,296 @@
+"""The pledge process: it hears join proxies on all ports and bootstraps through one (RFC 8995 section 4.1).
+
+It has the device's own key, no privileges and no file. Its sockets come from the supervisor, to which it
+brings home what it gets: a certificate, trust anchors, and the key it made.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import random
+import socket
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from ipaddress import IPv6Address
+from typing import Any
+
+from minerva.brski.pledge.attempt import Step, bootstrap, report_enrolled
+from minerva.brski.pledge.device import Device
+from minerva.brski.pledge.enrolment import Enrolled
+from minerva.brski.pledge.errors import AttemptError, PledgeError
+from minerva.brski.pledge.scheduler import Abandon, AttemptScheduler, Proxy, Start
+from minerva.connect import messages as m
+from minerva.connect.child import Child
+from minerva.connect.ipc import Message
+from minerva.connect.runner import CoreRunner
+from minerva.core.secret import Secret
+from minerva.grasp import dull
+from minerva.grasp.announcement import Announcement
+from minerva.grasp.constants import AN_PROXY, TransportProto
+from minerva.pki.certificates import dump_pem
+from minerva.pki.keys import dump_private_key
+
+log = logging.getLogger(__name__)
+
+_REPORTS, _REPORT_AGAIN_SECONDS = 3, 1.0
+_MAX_DETAIL = 400
+
+PROXY_HEARD = "proxy_heard"
+FAILED = "failed"
+"""What is told of an attempt besides the steps of :class:`minerva.brski.pledge.attempt.Step`."""
+
+
+@dataclass
+class _Port:
+    number: int
+    name: str
+    core: dull.DullInstance
+    runner: CoreRunner | None = None
+
+
+class Pledge(Child):
+    """The pledge process, which ends when the device is enrolled and the registrar has been told."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__(sock)
+        self._loop = asyncio.get_running_loop()
+        self._device: Device | None = None
+        self._scheduler = AttemptScheduler(random.SystemRandom().random)
+        self._timer: asyncio.TimerHandle | None = None
+        self._ports: dict[int, _Port] = {}
+        self._heard: dict[tuple[int, IPv6Address], frozenset[Proxy]] = {}
+        self._attempts: dict[int, asyncio.Task[None]] = {}
+        self._sockets: dict[int, asyncio.Future[socket.socket]] = {}
+        self._requests = 0
+
+    # --- messages --------------------------------------------------------------------------------------
+
+    def handle(self, message: Message, descriptors: list[int]) -> bool:
+        match message:
+            case m.PledgeStart() if len(descriptors) == 1:
+                self._start(message, descriptors[0])
+            case m.PledgePort() if len(descriptors) == 1:
+                self._port_up(message, descriptors[0])
+            case m.PortDown():
+                self._port_down(message.port)
+            case m.PledgeSocket():
+                self._take_socket(message, descriptors)
+            case _:
+                return False
+        return True
+
+    def _start(self, start: m.PledgeStart, descriptor: int) -> None:
+        with os.fdopen(descriptor, "rb") as file:
+            key = file.read()
+        try:
+            self._device = Device.from_pem(start.certificate, start.chain, start.anchors, key)
+        except PledgeError as error:
+            log.error("%s", error)
+            self.stop()
+            return
+        log.info("this is the device %s", self._device.serial_number)
+
+    # --- discovery -------------------------------------------------------------------------------------
+
+    def _port_up(self, message: m.PledgePort, descriptor: int) -> None:
+        self._port_down(message.port)
+        core = dull.DullInstance(message.link_local, random=random.SystemRandom())
+        port = self._ports[message.port] = _Port(message.port, message.name, core)
+        sock = socket.socket(fileno=descriptor)
+        port.runner = CoreRunner(core, sock, lambda event, now: self._on_dull(port, event, now))
+        self._scheduler.link_up(port.number, self._loop.time())
+        self._follow()
+
+    def _port_down(self, number: int) -> None:
+        port = self._ports.pop(number, None)
+        if port is None:
+            return
+        if port.runner is not None:
+            port.runner.close()
+        for key in [key for key in self._heard if key[0] == number]:
+            del self._heard[key]
+        self._scheduler.link_down(number, self._loop.time())
+        self._follow()
+
+    def _on_dull(self, port: _Port, event: object, now: float) -> None:
+        match event:
+            case dull.NeighbourHeard():
+                self._announced(port, event.address, event.announcements, event.expires, now)
+            case dull.NeighbourRefreshed():
+                for proxy in self._heard.get((port.number, event.address), ()):
+                    self._scheduler.heard(proxy, event.expires, now)
+            case dull.NeighbourExpired():
+                self._announced(port, event.address, (), now, now)
+        self._follow()
+
+    def _announced(
+        self,
+        port: _Port,
+        address: IPv6Address,
+        announcements: tuple[Announcement, ...],
+        expires: float,
+        now: float,
+    ) -> None:
+        """Compare what a neighbour offers with what it offered before."""
+        before = self._heard.pop((port.number, address), frozenset())
+        offered = frozenset(
+            Proxy(port.number, address, item.port)
+            for item in announcements
+            if item.objective == AN_PROXY
+            and item.transport is TransportProto.IPPROTO_TCP
+            and item.port is not None
+        )
+        for proxy in before - offered:
+            self._scheduler.expired(proxy, now)
+        if not offered:
+            return
+        self._heard[port.number, address] = offered
+        if not before:
+            log.info("heard the join proxy %s on port %s", address, port.name)
+            self._tell(next(iter(offered)), PROXY_HEARD, "")
+        for proxy in offered:
+            self._scheduler.heard(proxy, expires, now)
+
+    # --- attempts --------------------------------------------------------------------------------------
+
+    def _follow(self) -> None:
+        """Do what the scheduler decided, and arm its timer."""
+        while (event := self._scheduler.next_event()) is not None:
+            match event:
+                case Start():
+                    task = self._loop.create_task(self._attempt(event.proxy, event.attempt))
+                    self._attempts[event.attempt] = task
+                case Abandon():
+                    log.info("left the join proxy %s alone: %s", event.proxy, event.reason)
+                    self._tell(event.proxy, FAILED, event.reason)
+                    if (running := self._attempts.pop(event.attempt, None)) is not None:
+                        running.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
+        when = self._scheduler.next_timer()
+        self._timer = None if when is None else self._loop.call_at(when, self._due)
+
+    def _due(self) -> None:
+        self._timer = None
+        self._scheduler.on_timer(self._loop.time())
+        self._follow()
+
+    async def _attempt(self, proxy: Proxy, attempt: int) -> None:
+        assert self._device is not None
+        connect = partial(self._connect, proxy)
+        try:
+            enrolled = await bootstrap(
+                connect, self._device, now=self._now, on_step=partial(self._step, proxy, attempt)
+            )
+        except AttemptError as error:
+            self._attempts.pop(attempt, None)
+            log.warning("not enrolled through %s: %s", proxy, error)
+            self._tell(proxy, FAILED, str(error))
+            self._scheduler.failed(attempt, str(error), self._loop.time())
+            self._follow()
+        else:
+            self._scheduler.succeeded(attempt)
+            self._follow()
+            await self._enrolled(proxy, enrolled)
+
+    def _step(self, proxy: Proxy, attempt: int, step: Step, detail: str) -> None:
+        now = self._loop.time()
+        if step is Step.VOUCHER_VERIFIED:
+            if not self._scheduler.imprinted(attempt, now):
+                raise AttemptError("another registrar was first")
+        elif step is not Step.CONNECTING:
+            self._scheduler.progress(attempt, now)
+        log.info("%s: %s", proxy, detail)
+        self._tell(proxy, step.value, detail)
+        self._follow()
+
+    def _tell(self, proxy: Proxy, step: str, detail: str) -> None:
+        self.send(m.PledgeStep(proxy.port, proxy.address, step, detail[:_MAX_DETAIL]))
+
+    def _now(self) -> datetime | None:
+        """Return the time, unless the clock cannot be right: the device was not made in the future."""
+        assert self._device is not None
+        now = datetime.now(UTC)
+        return now if now >= self._device.certificate.not_valid_before_utc else None
+
+    async def _enrolled(self, proxy: Proxy, enrolled: Enrolled) -> None:
+        """Hand over all that was got, and the ports; then let the registrar know."""
+        for port in self._ports.values():
+            if port.runner is not None:
+                port.runner.close()
+                port.runner = None
+        self.send(
+            m.PledgeEnrolled(
+                dump_pem((enrolled.certificate,)),
+                dump_pem(enrolled.chain),
+                dump_pem(enrolled.anchors),
+                Secret(dump_private_key(enrolled.key)),
+            )
+        )
+        for left in reversed(range(_REPORTS)):
+            try:
+                await report_enrolled(partial(self._connect, proxy), enrolled)
+                log.info("the registrar knows that this device is enrolled")
+                break
+            except AttemptError as error:
+                log.warning("the registrar was not told that this device is enrolled: %s", error)
+                if left:
+                    await asyncio.sleep(_REPORT_AGAIN_SECONDS)
+        self.send(m.PledgeDone())
+
+    # --- connections -----------------------------------------------------------------------------------
+
+    async def _connect(self, proxy: Proxy) -> socket.socket:
+        """Return a socket that is being connected to ``proxy``. Raises OSError."""
+        self._requests += 1
+        request = self._requests
+        future: asyncio.Future[socket.socket] = self._loop.create_future()
+        self._sockets[request] = future
+        self.send(m.PledgeConnect(request, proxy.port, proxy.address, proxy.tcp_port))
+        try:
+            return await future
+        finally:
+            self._sockets.pop(request, None)
+
+    def _take_socket(self, message: m.PledgeSocket, descriptors: list[int]) -> None:
+        sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+        future = self._sockets.get(message.request)
+        if future is None or future.done():
+            for sock in sockets:  # nobody waits for it any more
+                sock.close()
+        elif sockets:
+            future.set_result(sockets[0])
+        else:
+            future.set_exception(OSError(0, message.problem or "no socket"))
+
+    # --- state -----------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        if self._device is None:
+            return {}
+        now = self._loop.time()
+        return {
+            "serial_number": self._device.serial_number,
+            "proxies": [
+                {
+                    "port": self._ports[item.proxy.port].name if item.proxy.port in self._ports else None,
+                    "address": str(item.proxy.address),
+                    "tcp_port": item.proxy.tcp_port,
+                    "state": item.state.value,
+                    "failures": item.failures,
+                    "retry_in": None if item.retry_at is None else round(item.retry_at - now, 1),
+                    "reason": item.reason,
+                }
+                for item in self._scheduler.status(now)
+            ],
+            "dropped_announcements": self._scheduler.dropped,
+        }
+
+    def shutdown(self) -> None:
+        """Give up what is under way, and end."""
+        for task in self._attempts.values():
+            task.cancel()
+        self.stop()
