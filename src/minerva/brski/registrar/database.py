@@ -8,22 +8,21 @@ by the programs. No statement reads more rows than it needs, however many device
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from minerva.brski.registrar.errors import DatabaseError
+from minerva.brski.database import DatabaseError, RowId, UtcTime, reading, shown, writing
+from minerva.brski.database import open_engine as open_database
 from minerva.core.text import shortened
 
-try:
-    import sqlalchemy as sa
-except ImportError as error:
-    raise DatabaseError("a registrar needs more libraries: pip install 'minerva-acp[registrar]'") from error
+__all__ = ["open_database", "reading", "shown", "writing"]
+
+import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
-from sqlalchemy.engine import URL, Connection, Dialect, Engine, make_url
+from sqlalchemy.engine import Connection, Engine
 
 SCHEMA_VERSION = 1
 """What ``state`` holds under ``schema_version`` in a database that this program can use."""
@@ -34,7 +33,6 @@ MAX_EVENTS = 1_000_000
 MAX_DETAIL = 500
 """The longest text kept in the detail of an event, in characters."""
 
-_BUSY_TIMEOUT = 10_000
 _EVENTS_BETWEEN_CLEANINGS = 1_000
 _INSERTS: Mapping[str, Any] = {"sqlite": sqlite.insert, "postgresql": postgresql.insert}
 
@@ -50,30 +48,6 @@ class DeviceState(StrEnum):
     REVOKED = "revoked"
 
 
-class UtcTime(sa.TypeDecorator[datetime]):
-    """A point in time: aware and in UTC in Python, whatever the database makes of it."""
-
-    impl = sa.DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Return what the database stores. A time without a zone is a mistake of the caller's."""
-        if value is None:
-            return None
-        if value.tzinfo is None:
-            raise ValueError(f"{value} has no time zone")
-        return value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:  # noqa: ARG002
-        """Return what Python sees."""
-        if value is None:
-            return None
-        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
-
-
-# SQLite numbers rows by itself only if the key is of the type INTEGER.
-_Id = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
-
 metadata = sa.MetaData()
 
 state = sa.Table(
@@ -86,7 +60,7 @@ state = sa.Table(
 manufacturers = sa.Table(
     "manufacturers",
     metadata,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", RowId, primary_key=True),
     sa.Column("name", sa.Text, nullable=False, unique=True),
     sa.Column("anchors", sa.Text, nullable=False),  # PEM: what IDevIDs and vouchers are checked with
     sa.Column("masa_url", sa.Text),
@@ -100,15 +74,16 @@ manufacturers = sa.Table(
 devices = sa.Table(
     "devices",
     metadata,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", RowId, primary_key=True),
     # None for what came without a voucher: the registrar's own node.
-    sa.Column("manufacturer_id", _Id, sa.ForeignKey("manufacturers.id")),
+    sa.Column("manufacturer_id", RowId, sa.ForeignKey("manufacturers.id")),
     sa.Column("serial_number", sa.Text, nullable=False),
     sa.Column("state", sa.Text, nullable=False),
     sa.Column("reason", sa.Text),  # of the operator, or why the registrar refuses the device
     sa.Column("idevid", sa.LargeBinary),  # DER
     sa.Column("idevid_sha256", sa.Text),  # of the DER, hexadecimal: how a device is found by what it shows
     sa.Column("audit_ok", sa.Boolean),  # None: not judged yet
+    sa.Column("audit_waived", sa.Boolean, nullable=False, default=False),  # the operator takes its history
     sa.Column("scheme", sa.Text),  # of its address, if the operator chose one
     sa.Column("rsub", sa.Text),  # its routing subdomain, if the operator chose one
     sa.Column("first_seen", UtcTime),
@@ -132,7 +107,7 @@ addresses = sa.Table(
     "addresses",
     metadata,
     sa.Column("address", sa.Text, primary_key=True),  # as RFC 5952 writes it
-    sa.Column("device_id", _Id, sa.ForeignKey("devices.id"), nullable=False, unique=True),
+    sa.Column("device_id", RowId, sa.ForeignKey("devices.id"), nullable=False, unique=True),
     sa.Column("registrar_id", sa.BigInteger, nullable=False),
     sa.Column("scheme", sa.Text, nullable=False),
     sa.Column("number", sa.Integer, nullable=False),
@@ -160,7 +135,7 @@ certificates = sa.Table(
     "certificates",
     metadata,
     sa.Column("serial", sa.Text, primary_key=True),  # hexadecimal, without leading zeros
-    sa.Column("device_id", _Id, sa.ForeignKey("devices.id")),  # None for the registrar's service
+    sa.Column("device_id", RowId, sa.ForeignKey("devices.id")),  # None for the registrar's service
     sa.Column("issuer", sa.Text, nullable=False),  # the issuer's key identifier, hexadecimal
     sa.Column("not_before", UtcTime, nullable=False),
     sa.Column("not_after", UtcTime, nullable=False),
@@ -210,8 +185,8 @@ crls = sa.Table(
 vouchers = sa.Table(
     "vouchers",
     metadata,
-    sa.Column("id", _Id, primary_key=True),
-    sa.Column("device_id", _Id, sa.ForeignKey("devices.id"), nullable=False),
+    sa.Column("id", RowId, primary_key=True),
+    sa.Column("device_id", RowId, sa.ForeignKey("devices.id"), nullable=False),
     sa.Column("nonce", sa.Text),
     sa.Column("request", sa.LargeBinary, nullable=False),  # the pledge's
     sa.Column("registrar_request", sa.LargeBinary),  # the registrar's: asked again for the audit log
@@ -225,36 +200,14 @@ vouchers = sa.Table(
 events = sa.Table(
     "events",
     metadata,
-    sa.Column("id", _Id, primary_key=True),
+    sa.Column("id", RowId, primary_key=True),
     sa.Column("time", UtcTime, nullable=False),
-    sa.Column("device_id", _Id, sa.ForeignKey("devices.id")),
+    sa.Column("device_id", RowId, sa.ForeignKey("devices.id")),
     sa.Column("kind", sa.Text, nullable=False),
     sa.Column("peer", sa.Text),
     sa.Column("detail", sa.Text),  # a JSON object
     sa.Index("events_device", "device_id", "id"),
 )
-
-
-def open_database(url_or_path: str | Path) -> Engine:
-    """Return the database at a URL of SQLAlchemy or in an SQLite file. Nothing is looked at yet.
-
-    Raises :class:`DatabaseError` for a URL of another kind or a library that is missing.
-    """
-    url = _url(url_or_path)
-    kind = url.get_backend_name()
-    try:
-        if kind == "sqlite":
-            engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT / 1000})
-            sa.event.listen(engine, "connect", _prepare_sqlite)
-            sa.event.listen(engine, "begin", _begin_sqlite)
-            return engine
-        if kind == "postgresql":
-            return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
-    except ImportError as error:
-        raise DatabaseError(
-            "PostgreSQL needs one more library: pip install 'minerva-acp[postgresql]'"
-        ) from error
-    raise DatabaseError(f"{kind} is no database for a registrar: use SQLite or PostgreSQL")
 
 
 def create_tables(connection: Connection) -> None:
@@ -264,7 +217,7 @@ def create_tables(connection: Connection) -> None:
     """
     if sa.inspect(connection).has_table(state.name):
         raise DatabaseError(
-            f"there is a registrar in {_shown(connection.engine)} already; it is left as it is"
+            f"there is a registrar in {shown(connection.engine)} already; it is left as it is"
         )
     metadata.create_all(connection)
     set_state(connection, "schema_version", str(SCHEMA_VERSION))
@@ -278,33 +231,14 @@ def check_schema(engine: Engine) -> None:
     with reading(engine) as connection:
         if not sa.inspect(connection).has_table(state.name):
             raise DatabaseError(
-                f"there is no registrar in {_shown(engine)}; make one with `minerva registrar init`"
+                f"there is no registrar in {shown(engine)}; make one with `minerva registrar init`"
             )
         version = get_state(connection, "schema_version")
     if version != str(SCHEMA_VERSION):
         raise DatabaseError(
-            f"the registrar in {_shown(engine)} has tables of version {version}, this program needs version "
+            f"the registrar in {shown(engine)} has tables of version {version}, this program needs version "
             f"{SCHEMA_VERSION}; run the release of Minerva that made them"
         )
-
-
-@contextmanager
-def reading(engine: Engine) -> Iterator[Connection]:
-    """A short transaction that only reads. Raises :class:`DatabaseError` if the database does not answer."""
-    with _sentence(engine), engine.connect() as connection, connection.begin():
-        yield connection
-
-
-@contextmanager
-def writing(engine: Engine) -> Iterator[Connection]:
-    """A short transaction that writes: all of it or, after an exception, nothing.
-
-    Raises :class:`DatabaseError` if the database does not answer.
-    """
-    with _sentence(engine), engine.connect() as connection:
-        connection.execution_options(minerva_writes=True)
-        with connection.begin():
-            yield connection
 
 
 def get_state(connection: Connection, key: str) -> str | None:
@@ -363,52 +297,3 @@ def record_event(
     )
     if number is not None and number % _EVENTS_BETWEEN_CLEANINGS == 0:
         connection.execute(sa.delete(events).where(events.c.id <= number - MAX_EVENTS))
-
-
-def _url(url_or_path: str | Path) -> URL:
-    if isinstance(url_or_path, Path) or "://" not in url_or_path:
-        return URL.create("sqlite", database=str(url_or_path))
-    try:
-        return make_url(url_or_path)
-    except (sa.exc.ArgumentError, ValueError) as error:
-        raise DatabaseError(
-            "the database is given neither by a file name nor by a URL such as "
-            "postgresql://USER:PASSWORD@HOST/NAME"
-        ) from error
-
-
-def _prepare_sqlite(connection: Any, _record: Any) -> None:
-    # Transactions are begun by _begin_sqlite: by itself the driver begins them too late.
-    connection.isolation_level = None
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode = WAL")
-    # FULL and not NORMAL: what was committed survives a power cut, so that no address is given out twice.
-    cursor.execute("PRAGMA synchronous = FULL")
-    cursor.execute("PRAGMA foreign_keys = ON")
-    cursor.close()
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # IMMEDIATE takes the lock at once. A reader that wants to write later might never get it.
-    writes = connection.get_execution_options().get("minerva_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
-
-
-@contextmanager
-def _sentence(engine: Engine) -> Iterator[None]:
-    try:
-        yield
-    except (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.TimeoutError) as error:
-        cause = getattr(error, "orig", None) or error
-        reason = " ".join(str(cause).split())
-        raise DatabaseError(f"the database {_shown(engine)} does not answer: {reason}") from error
-    except sa.exc.ProgrammingError as error:
-        reason = " ".join(str(error.orig).split())
-        raise DatabaseError(f"the database {_shown(engine)} is not a registrar's: {reason}") from error
-
-
-def _shown(engine: Engine) -> str:
-    """Return how the database is named to the operator: without the password."""
-    if engine.dialect.name == "sqlite":
-        return str(engine.url.database)
-    return engine.url.render_as_string(hide_password=True)

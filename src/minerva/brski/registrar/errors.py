@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+from minerva.brski.errors import DatabaseError
 from minerva.core.errors import MinervaError
+
+__all__ = ["DatabaseError", "Refusal", "RegistrarError"]
 
 
 class RegistrarError(MinervaError):
     """Base of all errors of this package: one sentence for the operator, with what to do."""
-
-
-class DatabaseError(RegistrarError):
-    """The database cannot be used: it is not there, not ours, of another version, or does not answer."""
 
 
 class Refusal(RegistrarError):
