@@ -44,8 +44,8 @@ from minerva.brski.registrar.database import (
 from minerva.brski.registrar.devices import Device, change_state, find_by_idevid, find_device, get_device
 from minerva.brski.registrar.domain import Domain, load_domain
 from minerva.brski.registrar.errors import DatabaseError, Refusal
+from minerva.brski.registrar.journal import Journal
 from minerva.core.errors import MinervaError
-from minerva.core.rate import TokenBucket
 from minerva.core.text import printable
 from minerva.est.bodies import certs_only, decode_base64, encode_base64
 from minerva.est.csrattrs import for_node_name
@@ -72,11 +72,6 @@ _CSRATTRS = "application/csrattrs"
 # Clients with lines of limited length: libest takes no line of more than a kilobyte.
 _WRAPPED_FOR = ("libest", "cisco est client")
 
-# So many refusals are written down at once, and then one for every so many seconds: the log is for people,
-# and a stranger must not be able to fill it.
-_EVENTS_AT_ONCE = 100
-_SECONDS_PER_EVENT = 0.5
-
 _log = logging.getLogger(__name__)
 
 
@@ -100,12 +95,13 @@ class EstService:
         authority: Authority,
         *,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        journal: Journal | None = None,
     ) -> None:
         self.engine = engine
         self.authority = authority
         self.now = clock
         self._manufacturers = manufacturers.Manufacturers()
-        self._events = TokenBucket(_EVENTS_AT_ONCE, _SECONDS_PER_EVENT)
+        self.journal = journal or Journal(engine)
 
     def ca_certificates(self) -> tuple[x509.Certificate, ...]:
         """Return what /cacerts answers: for everybody, as nothing in it is secret."""
@@ -241,27 +237,6 @@ class EstService:
             )
         return Client(device)
 
-    def note(self, refusal: Refusal, operation: str, peer: str | None) -> None:
-        """Write a refusal into the log of the registrar."""
-        now = self.now()
-        _log.warning("%s refused to %s: %s", operation, peer, refusal.detail or refusal.reason)
-        if not self._events.take(now.timestamp()):
-            return
-        with writing(self.engine) as connection:
-            record_event(
-                connection,
-                "refused",
-                when=now,
-                device_id=refusal.device_id,
-                peer=peer,
-                detail={
-                    "operation": operation,
-                    "status": refusal.status,
-                    "reason": refusal.reason,
-                    **({} if refusal.detail is None else {"detail": refusal.detail}),
-                },
-            )
-
 
 def est_routes(service: EstService) -> list[Route]:
     """Return the routes of EST for an application of Starlette."""
@@ -292,7 +267,7 @@ def _answered(
             _log.error("%s: %s", operation, error)
             answer = Refusal(503, "the registrar's database does not answer", retry_after=RETRY_AFTER)
             return refusal_response(answer)
-        await asyncio.to_thread(service.note, answer, operation, peer_of(request))
+        await asyncio.to_thread(service.journal.refused, answer, operation, peer_of(request), service.now())
         return refusal_response(answer)
 
     return run
