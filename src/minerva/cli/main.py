@@ -28,6 +28,7 @@ _COMMANDS = {
     "grasp": ("minerva.cli.grasp", "grasp", "Discover, synchronize, negotiate and flood in the ACP."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
     "registrar": ("minerva.cli.registrar", "registrar", "Let new devices into a domain."),
+    "masa": ("minerva.cli.masa", "masa", "Be the maker of devices: identities, and who owns them."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),
 }
 
