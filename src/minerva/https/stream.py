@@ -13,7 +13,7 @@ import socket
 import ssl
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Literal, Protocol, Self
+from typing import Any, Literal, Protocol, Self
 
 from cryptography import x509
 from OpenSSL import SSL
@@ -361,12 +361,14 @@ async def web_stream(
     chain: Sequence[x509.Certificate] = (),
     key: PrivateKey | None = None,
     timeout: float = HANDSHAKE_SECONDS,
+    sock: socket.socket | None = None,
 ) -> WebStream:
     """Connect to a server of the web and check that it is ``host``, a DNS name or an IP address.
 
     Its certificate must have a path to one of ``anchors`` (``"web"`` or ``None``: to what this system trusts)
     and hold the name as dNSName, or the address as iPAddress. A name is sent as SNI, as RFC 8995 errata 6642
-    wants it. ``certificate``, its ``chain`` and ``key`` are ours, for servers that ask for one.
+    wants it. ``certificate``, its ``chain`` and ``key`` are ours, for servers that ask for one. ``sock`` is
+    connected with the server already, through a proxy; it belongs to the stream from now on.
 
     Raises :class:`NotTrustedError` if the server fails the check, :class:`HttpTimeout` and
     :class:`StreamError`.
@@ -380,15 +382,12 @@ async def web_stream(
     host = host.strip("[]")
     try:
         async with asyncio.timeout(timeout):
-            # Several addresses are tried as in RFC 8305.
             reader, writer = await asyncio.open_connection(
-                host,
-                port,
+                **_where(host, port, sock),
                 ssl=context,
                 server_hostname=host,
                 ssl_handshake_timeout=timeout,
                 ssl_shutdown_timeout=CLOSE_SECONDS,
-                happy_eyeballs_delay=0.25,
             )
     except ssl.SSLCertVerificationError as error:
         raise NotTrustedError(f"{who} is not trusted: {_verdict(host, error)}") from error
@@ -399,6 +398,11 @@ async def web_stream(
     except ValueError as error:
         raise HttpUsageError(f"{printable(host)} is not the name of a server: {error}") from error
     return WebStream(reader, writer, who)
+
+
+def _where(host: str, port: int, sock: socket.socket | None) -> dict[str, Any]:
+    """Return what tells asyncio whither: a socket, or a name whose addresses are tried as in RFC 8305."""
+    return {"host": host, "port": port, "happy_eyeballs_delay": 0.25} if sock is None else {"sock": sock}
 
 
 def host_and_port(host: str, port: int, default: int = 443) -> str:

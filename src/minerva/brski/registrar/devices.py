@@ -53,6 +53,7 @@ class Device:
     reason: str | None
     idevid: bytes | None
     audit_ok: bool | None
+    audit_waived: bool
     scheme: str | None
     rsub: str | None
     first_seen: datetime | None
@@ -68,6 +69,7 @@ _COLUMNS = (
     devices.c.reason,
     devices.c.idevid,
     devices.c.audit_ok,
+    devices.c.audit_waived,
     devices.c.scheme,
     devices.c.rsub,
     devices.c.first_seen,
@@ -169,6 +171,11 @@ def set_audit(connection: Connection, device_id: int, ok: bool | None, *, reason
     if reason is not None:
         values["reason"] = reason
     _update(connection, device_id, **values)
+
+
+def waive_audit(connection: Connection, device_id: int) -> None:
+    """Let a device go on whatever its audit log says: the operator knows its history."""
+    _update(connection, device_id, audit_ok=True, audit_waived=True)
 
 
 def revoke_device(connection: Connection, device: Device, *, reason: str | None, when: datetime) -> int:

@@ -17,7 +17,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from sqlalchemy.engine import Connection
 
-from minerva.brski.registrar.database import devices, get_state, manufacturers, set_state
+from minerva.brski.registrar.database import bump, devices, get_state, manufacturers
 from minerva.brski.registrar.errors import RegistrarError
 from minerva.brski.registrar.policy import Policy
 from minerva.core.text import printable
@@ -45,7 +45,11 @@ class ManufacturerError(RegistrarError):
 
 
 class UnknownManufacturerError(RegistrarError):
-    """An IDevID is under no anchor of a manufacturer: it is unknown, or of no use at this time."""
+    """An IDevID is not one of a manufacturer's: it is under no anchor (``unknown``), or of no use."""
+
+    def __init__(self, reason: str, *, unknown: bool = False) -> None:
+        super().__init__(reason)
+        self.unknown = unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,10 +134,22 @@ def add(
     return added
 
 
-def change(connection: Connection, name: str, **values: Any) -> Manufacturer:
-    """Change the policy or ``ignore_expiry`` of a manufacturer. Raises :class:`ManufacturerError`."""
+def change(
+    connection: Connection, name: str, *, policy: Policy | None = None, ignore_expiry: bool | None = None
+) -> Manufacturer:
+    """Change the policy of a manufacturer, or whether its IDevIDs expire.
+
+    Raises :class:`ManufacturerError`.
+    """
     found = find(connection, name)
-    connection.execute(sa.update(manufacturers).where(manufacturers.c.id == found.id).values(**values))
+    connection.execute(
+        sa.update(manufacturers)
+        .where(manufacturers.c.id == found.id)
+        .values(
+            policy=(policy or found.policy).value,
+            ignore_expiry=found.ignore_expiry if ignore_expiry is None else ignore_expiry,
+        )
+    )
     _touch(connection)
     return find(connection, name)
 
@@ -233,7 +249,7 @@ def identify(
         raise UnknownManufacturerError(
             f"the IDevID is not acceptable as one of {'; or of '.join(reasons[:3])}"
         )
-    raise UnknownManufacturerError("the IDevID is of a manufacturer that is not known here")
+    raise UnknownManufacturerError("the IDevID is of a manufacturer that is not known here", unknown=True)
 
 
 def serial_of(certificate: x509.Certificate, source: SerialNumberSource) -> str:
@@ -297,4 +313,4 @@ def _pem(certificates: Iterable[x509.Certificate]) -> str:
 
 def _touch(connection: Connection) -> None:
     """Let all processes see that something has changed."""
-    set_state(connection, _GENERATION, str(int(get_state(connection, _GENERATION) or 0) + 1))
+    bump(connection, _GENERATION)

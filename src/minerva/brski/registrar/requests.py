@@ -21,7 +21,7 @@ from minerva.core.text import printable, shortened
 from minerva.pki import idevid
 from minerva.pki.errors import IdevidError
 from minerva.voucher.cms import open_signed, sign
-from minerva.voucher.errors import CmsError, VoucherDecodeError
+from minerva.voucher.errors import CmsError, CmsSignatureError, VoucherDecodeError
 from minerva.voucher.model import Assertion, VoucherRequest
 
 MAX_REQUEST: Final = 65_536
@@ -30,9 +30,6 @@ MAX_REQUEST: Final = 65_536
 MEDIA_RANGES: Final = frozenset({VOUCHER_CMS_JSON, "application/*", "*/*"})
 
 _NEVER = re.compile(r"q\s*=\s*0(\.0*)?")
-
-# The first byte of a CMS in BER, and in the two writings of it that some send: base64 and PEM.
-_CMS_BEGINS = b"0M-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +80,12 @@ def check_pledge_request(
     certificate in TLS, for then somebody stands between us.
     """
     who = f"the device {printable(serial_number)}"
-    if body[:1] not in [bytes([first]) for first in _CMS_BEGINS]:
-        raise Refusal(406, f"the voucher request is in an unknown format, not {VOUCHER_CMS_JSON}")
     try:
         signed = open_signed(body, chain)
-    except CmsError as error:
+    except CmsSignatureError as error:
         raise Refusal(403, f"the voucher request is not signed correctly: {error}") from error
+    except CmsError as error:
+        raise Refusal(406, f"the voucher request is in an unknown format: {error}") from error
     if not same_key(signed.signer.public_key(), chain[0].public_key()):
         raise Refusal(403, "the voucher request is not signed by the key of the IDevID that TLS shows")
     try:

@@ -1,0 +1,441 @@
+"""How a device gets its voucher: its request is judged, its manufacturer asked, the answer judged and kept.
+
+What is asked of a MASA for one device and nonce is asked once, however often the device repeats its request
+meanwhile. A device that has to wait, for an operator or for a MASA that is away, is told so (202) and repeats
+the same request; what has come by then is in the database, for whichever process it asks.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from ipaddress import IPv6Address
+from typing import Final
+
+import sqlalchemy as sa
+from cryptography import x509
+from sqlalchemy.engine import Connection, Engine
+
+from minerva.brski.registrar import audit
+from minerva.brski.registrar.authority import load_ca_certificates
+from minerva.brski.registrar.config import Config
+from minerva.brski.registrar.database import DeviceState, reading, record_event, vouchers, writing
+from minerva.brski.registrar.devices import Device, change_state, find_device, see_device, set_audit
+from minerva.brski.registrar.errors import Refusal
+from minerva.brski.registrar.identity import ServiceIdentities
+from minerva.brski.registrar.manufacturers import (
+    Manufacturer,
+    Manufacturers,
+    UnknownManufacturerError,
+    identify,
+    learn,
+)
+from minerva.brski.registrar.masa_client import (
+    MasaAwayError,
+    MasaClient,
+    MasaError,
+    MasaRefusedError,
+    MasaServer,
+)
+from minerva.brski.registrar.policy import Decision, decide
+from minerva.brski.registrar.requests import (
+    PledgeRequest,
+    check_media_types,
+    check_pledge_request,
+    masa_of,
+    registrar_request,
+)
+from minerva.core.text import printable
+from minerva.pki.address import AcpAddress
+from minerva.pki.errors import AddressError
+from minerva.pki.idevid import domain_id
+from minerva.voucher.check import check_registrar_chain, check_voucher
+from minerva.voucher.errors import VoucherRefused
+from minerva.voucher.model import Voucher
+
+log = logging.getLogger(__name__)
+
+PATIENCE: Final = 8.0
+"""How long a device waits for its answer before it is told to come again, in seconds."""
+
+MAX_UNDER_WAY: Final = 1_000
+"""How many devices' vouchers are being fetched at a time."""
+
+MAX_RETRY_AFTER: Final = 60
+"""What a pledge waits at most, in seconds, whatever it is told (RFC 8995 section 5.6)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Known:
+    """What the database has to say of a device that asks."""
+
+    manufacturer: Manufacturer
+    serial_number: str
+    device: Device | None
+    voucher: bytes | None
+
+
+class VoucherService:
+    """Answers voucher requests. Everything in it runs in one event loop, but for the database's threads."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        services: ServiceIdentities,
+        masa: MasaClient,
+        config: Config,
+        *,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        patience: float = PATIENCE,
+    ) -> None:
+        self._engine = engine
+        self._services = services
+        self._masa = masa
+        self._config = config
+        self._clock = clock
+        self._patience = patience
+        self._manufacturers = Manufacturers()
+        self._under_way: dict[tuple[int, str, str], asyncio.Task[bytes]] = {}
+
+    async def answer(
+        self,
+        body: bytes,
+        chain: Sequence[x509.Certificate],
+        *,
+        content_type: str,
+        accept: str = "",
+        peer: str | None = None,
+    ) -> bytes:
+        """Return the voucher for the request ``body`` of the device that showed ``chain`` in TLS.
+
+        Raises :class:`Refusal`, also for what has to wait.
+        """
+        check_media_types(content_type, accept)
+        now = self._clock()
+        if not chain:
+            raise Refusal(403, "a voucher is for a device that shows its IDevID in TLS")
+        manufacturer, serial_number = await asyncio.to_thread(self._whose, chain, now)
+        try:
+            request = check_pledge_request(body, chain, manufacturer, serial_number, self._services)
+        except Refusal as refusal:
+            await asyncio.to_thread(self._name_device, refusal, manufacturer, serial_number)
+            raise
+        known = await asyncio.to_thread(self._admit, request, peer, now)
+        if known is not None:
+            log.info("%s gets its voucher again", printable(serial_number))
+            return known
+        return await self._shared(request, peer)
+
+    async def close(self) -> None:
+        """Give up what is under way."""
+        tasks = list(self._under_way.values())
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _whose(self, chain: Sequence[x509.Certificate], now: datetime) -> tuple[Manufacturer, str]:
+        """Return the manufacturer and the serial number of the device. Raises :class:`Refusal`."""
+        with reading(self._engine) as connection:
+            known = self._manufacturers.load(connection)
+        try:
+            return identify(known, chain, now)
+        except UnknownManufacturerError as error:
+            if not (self._config.pledges.open and error.unknown):
+                raise Refusal(403, str(error), detail=_issuer(chain)) from error
+        try:
+            with writing(self._engine) as connection:
+                learnt = learn(connection, chain, now)
+                record_event(connection, "manufacturer learnt", when=now, detail={"name": learnt.name})
+            return identify([learnt], chain, now)
+        except UnknownManufacturerError as error:
+            raise Refusal(403, str(error), detail=_issuer(chain)) from error
+
+    def _name_device(self, refusal: Refusal, manufacturer: Manufacturer, serial_number: str) -> None:
+        """Let ``refusal`` be about the device, if it is one that we know."""
+        with reading(self._engine) as connection:
+            device = find_device(connection, manufacturer.id, serial_number)
+        if device is not None:
+            refusal.device_id = device.id
+        elif refusal.detail is None:
+            refusal.detail = f"device {printable(serial_number)} of {manufacturer.name}"
+
+    def _admit(self, request: PledgeRequest, peer: str | None, now: datetime) -> bytes | None:
+        """Return the voucher that the device got for this nonce before, ``None`` if it may have a new one.
+
+        Raises :class:`Refusal` if it must not join, or not yet.
+        """
+        with reading(self._engine) as connection:
+            device = find_device(connection, request.manufacturer.id, request.serial_number)
+            decision = decide(request.manufacturer.policy, None if device is None else device.state)
+            voucher = None
+            if decision is Decision.GRANT and device is not None and device.audit_ok:
+                voucher = _kept(connection, device, request.nonce)
+        if decision is Decision.WAIT:
+            device = self._put_into_queue(request, device, peer, now)
+        if (refusal := self._refusal(decision, request, device)) is not None:
+            raise refusal
+        return voucher
+
+    def _put_into_queue(
+        self, request: PledgeRequest, device: Device | None, peer: str | None, now: datetime
+    ) -> Device:
+        """Let the operator see a device that waits."""
+        with writing(self._engine) as connection:
+            seen = see_device(
+                connection,
+                request.manufacturer.id,
+                request.serial_number,
+                when=now,
+                idevid=request.idevid,
+                peer=peer,
+            )
+            if device is None:
+                record_event(connection, "waiting", when=now, device_id=seen.id, peer=peer)
+                log.info(
+                    "%s of %s waits for `minerva registrar approve`",
+                    printable(request.serial_number),
+                    request.manufacturer.name,
+                )
+        return seen
+
+    def _refusal(self, decision: Decision, request: PledgeRequest, device: Device | None) -> Refusal | None:
+        """Return what goes with a decision (RFC 8995 section 5.3)."""
+        who = f"the device {printable(request.serial_number)}"
+        number = None if device is None else device.id
+        because = f": {printable(device.reason)}" if device is not None and device.reason else ""
+        match decision:
+            case Decision.GRANT:
+                return None
+            case Decision.WAIT:
+                wait = self._config.pledges.retry_after
+                return Refusal(
+                    202, f"{who} waits for the operator's approval", retry_after=wait, device_id=number
+                )
+            case Decision.UNLISTED:
+                return Refusal(
+                    404,
+                    f"{who} is not on the list of devices that may join",
+                    detail=f"of {request.manufacturer.name}",
+                    device_id=number,
+                )
+            case Decision.DENIED | Decision.REVOKED:
+                return Refusal(404, f"{who} is {decision}{because}", device_id=number)
+
+    async def _shared(self, request: PledgeRequest, peer: str | None) -> bytes:
+        """Return the voucher that is fetched for this device and nonce, by whoever asked first."""
+        key = (request.manufacturer.id, request.serial_number, request.nonce)
+        task = self._under_way.get(key)
+        if task is None:
+            if len(self._under_way) >= MAX_UNDER_WAY:
+                raise Refusal(503, "too many devices at a time", retry_after=self._config.pledges.retry_after)
+            task = asyncio.get_running_loop().create_task(self._fetch(request, peer))
+            self._under_way[key] = task
+            task.add_done_callback(lambda done: self._finished(key, done))
+        await asyncio.wait([task], timeout=self._patience)
+        if not task.done():
+            raise Refusal(
+                202, "the manufacturer has not answered yet", retry_after=self._config.pledges.retry_after
+            )
+        return task.result()
+
+    def _finished(self, key: tuple[int, str, str], task: asyncio.Task[bytes]) -> None:
+        del self._under_way[key]
+        if (
+            not task.cancelled()
+            and (error := task.exception()) is not None
+            and not isinstance(error, Refusal)
+        ):
+            log.error("the voucher for %s could not be had", printable(key[1]), exc_info=error)
+
+    async def _fetch(self, request: PledgeRequest, peer: str | None) -> bytes:
+        """Ask the MASA, judge its answer, keep it. Raises :class:`Refusal`."""
+        server = masa_of(request.manufacturer, request.idevid)
+        own_request = registrar_request(request, self._clock())
+        try:
+            data = await self._masa.request_voucher(server, own_request)
+            voucher = self._judged(data, request)
+            # Asked before the voucher is passed on, and not only after the device has told how it liked it: a
+            # device with the wrong history shall not get as far as to belong to this domain.
+            history = await self._masa.request_audit_log(server, own_request)
+        except MasaError as error:
+            raise await asyncio.to_thread(self._masa_refusal, error, request) from error
+        own = await asyncio.to_thread(self._own_domains, request)
+        verdict = audit.judge(history, own, self._config.audit)
+        await asyncio.to_thread(
+            self._keep, request, own_request, server, data, voucher, verdict, peer, self._clock()
+        )
+        return data
+
+    def _judged(self, data: bytes, request: PledgeRequest) -> Voucher:
+        """Return the voucher in ``data`` if the device will accept it, as far as we can tell."""
+        now = self._clock()
+        maker = request.manufacturer
+        try:
+            voucher = check_voucher(
+                data,
+                serial_number=request.serial_number,
+                certificate=request.idevid,
+                anchors=maker.anchors,
+                nonce=request.nonce,
+                when=maker.time_for(now),
+            )
+            service = request.service
+            check_registrar_chain(voucher, (service.certificate, *service.chain), now)
+        except VoucherRefused as error:
+            raise Refusal(
+                406,
+                f"the voucher from the manufacturer is not acceptable: {error}",
+                detail=f"device {printable(request.serial_number)} of {maker.name}",
+            ) from error
+        return voucher
+
+    def _masa_refusal(self, error: MasaError, request: PledgeRequest) -> Refusal:
+        """Return what the device is told, and the operator, of a MASA that gave no voucher."""
+        name = printable(request.serial_number)
+        with reading(self._engine) as connection:
+            device = find_device(connection, request.manufacturer.id, request.serial_number)
+        number = None if device is None else device.id
+        match error:
+            case MasaAwayError():
+                wait = error.retry_after or self._config.pledges.retry_after
+                log.warning("%s has to wait: %s", name, error)
+                return Refusal(
+                    202,
+                    "the manufacturer cannot be asked at present",
+                    detail=str(error),
+                    retry_after=int(min(max(wait, 1), MAX_RETRY_AFTER)),
+                    device_id=number,
+                )
+            case MasaRefusedError() if error.status in (403, 404, 406, 415):
+                return Refusal(
+                    error.status,
+                    f"the manufacturer gives no voucher for {name}: {error.text or error.status}",
+                    detail=str(error),
+                    device_id=number,
+                )
+            case _:
+                return Refusal(502, "the manufacturer gives no voucher", detail=str(error), device_id=number)
+
+    def _own_domains(self, request: PledgeRequest) -> set[bytes]:
+        """Return the domainIDs under which a MASA may know this domain, now or from before."""
+        with reading(self._engine) as connection:
+            authorities = load_ca_certificates(connection, self._clock())
+        certificates = {request.service.certificate, *request.service.authorities, *authorities}
+        return {domain_id(certificate) for certificate in certificates}
+
+    def _keep(
+        self,
+        request: PledgeRequest,
+        own_request: bytes,
+        server: MasaServer,
+        data: bytes,
+        voucher: Voucher,
+        verdict: audit.Verdict,
+        peer: str | None,
+        now: datetime,
+    ) -> None:
+        """Write down what came of it. Raises :class:`Refusal` if the device must not go on."""
+        name = printable(request.serial_number)
+        with writing(self._engine) as connection:
+            device = see_device(
+                connection,
+                request.manufacturer.id,
+                request.serial_number,
+                when=now,
+                state=DeviceState.APPROVED,
+                idevid=request.idevid,
+                peer=peer,
+            )
+            # The operator may have had a word in the meantime.
+            decision = decide(request.manufacturer.policy, device.state)
+            refusal = self._refusal(decision, request, device)
+            if refusal is None:
+                refusal = self._judge_history(connection, device, verdict, peer, now)
+            if refusal is None:
+                change_state(connection, device, DeviceState.VOUCHERED)
+                connection.execute(
+                    sa.insert(vouchers).values(
+                        device_id=device.id,
+                        nonce=request.nonce,
+                        request=request.signed,
+                        registrar_request=own_request,
+                        masa_url=server.url,
+                        voucher=data,
+                        assertion=voucher.assertion,
+                        created=now,
+                    )
+                )
+                detail = {
+                    "assertion": str(voucher.assertion or "none"),
+                    "masa": server.url,
+                    "near": is_near(peer, request.service.certificate),
+                    **({"history": "; ".join(verdict.remarks)} if verdict.remarks else {}),
+                }
+                record_event(connection, "voucher", when=now, device_id=device.id, peer=peer, detail=detail)
+        if refusal is not None:
+            raise refusal
+        log.info(
+            "%s of %s gets a voucher (%s) from %s",
+            name,
+            request.manufacturer.name,
+            voucher.assertion or "no assertion",
+            server.url,
+        )
+        for remark in verdict.remarks:
+            log.warning("%s: %s", name, remark)
+
+    def _judge_history(
+        self, connection: Connection, device: Device, verdict: audit.Verdict, peer: str | None, now: datetime
+    ) -> Refusal | None:
+        """Note how the history of the device was found; return a refusal if it is not acceptable."""
+        if verdict.acceptable or device.audit_waived:
+            set_audit(connection, device.id, ok=True)
+            return None
+        because = "; ".join(verdict.objections)
+        set_audit(connection, device.id, ok=False, reason=because)
+        record_event(
+            connection, "history", when=now, device_id=device.id, peer=peer, detail={"objections": because}
+        )
+        log.error("%s: %s", printable(device.serial_number), because)
+        return Refusal(
+            406,
+            f"the history of the device {printable(device.serial_number)} is not acceptable",
+            detail=because,
+            device_id=device.id,
+        )
+
+
+def is_near(peer: str | None, own: x509.Certificate) -> bool:
+    """Return whether a connection came through the ACP: from the ULA prefix of one of our own addresses.
+
+    That is what the device's claim to be near rests on: only a join proxy of the domain has such an address,
+    and takes devices from its own links only (RFC 8995 sections 3 and 9).
+    """
+    try:
+        network = AcpAddress(IPv6Address((peer or "").partition("%")[0])).ula_prefix
+        names = own.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        return any(address in network for address in names.get_values_for_type(x509.IPAddress))
+    except (ValueError, AddressError, x509.ExtensionNotFound):
+        return False
+
+
+def _kept(connection: Connection, device: Device, nonce: str) -> bytes | None:
+    """Return the latest voucher that the device got for a nonce."""
+    found = connection.scalar(
+        sa.select(vouchers.c.voucher)
+        .where(vouchers.c.device_id == device.id, vouchers.c.nonce == nonce)
+        .order_by(vouchers.c.id.desc())
+        .limit(1)
+    )
+    return None if found is None else bytes(found)
+
+
+def _issuer(chain: Sequence[x509.Certificate]) -> str:
+    """Return who issued an IDevID, for the operator who may want to add that manufacturer."""
+    try:
+        return f"issued by {printable(chain[0].issuer.rfc4514_string())}"
+    except ValueError:
+        return "issued by somebody whose name cannot be read"
