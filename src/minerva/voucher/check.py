@@ -96,7 +96,12 @@ def check_registrar_chain(
         direct = registrar.public_key() == pinned.public_key()
     except UNREADABLE as error:
         raise VoucherRefused(Refusal.REGISTRAR_NOT_PINNED, "its key cannot be read") from error
-    path = _path_to_itself(registrar, when) if direct else _path_to(pinned, tls_chain, when)
+    if direct:
+        # As its own anchor: what is left to be judged of it is the key, and the time.
+        path = _path_to(registrar, (registrar,), when)
+    else:
+        path = _path_to(pinned, tls_chain, when)
+        _check_usage(registrar)
     _check_revocation(voucher, path, when, revocation)
     return path
 
@@ -183,28 +188,22 @@ def _has_path(chain: Sequence[x509.Certificate], anchors: Sequence[x509.Certific
     return True
 
 
-def _path_to_itself(registrar: x509.Certificate, when: datetime | None) -> Path:
+def _path_to(anchor: x509.Certificate, chain: Sequence[x509.Certificate], when: datetime | None) -> Path:
     try:
-        # As its own anchor: what is left to be judged is its key, and its time.
-        return validate_path((registrar,), (registrar,), when)
+        return validate_path(chain, (anchor,), when)
     except PathError as error:
-        raise VoucherRefused(Refusal.REGISTRAR_OUT_OF_TIME, str(error)) from error
-
-
-def _path_to(pinned: x509.Certificate, chain: Sequence[x509.Certificate], when: datetime | None) -> Path:
-    try:
-        path = validate_path(chain, (pinned,), when)
-    except PathError as error:
-        if when is not None and _has_path(chain, (pinned,)):
+        if when is not None and _has_path(chain, (anchor,)):
             raise VoucherRefused(Refusal.REGISTRAR_OUT_OF_TIME, str(error)) from error
         raise VoucherRefused(Refusal.REGISTRAR_NOT_PINNED, str(error)) from error
+
+
+def _check_usage(registrar: x509.Certificate) -> None:
     try:
-        usages = path[0].extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        usages = registrar.extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
     except x509.ExtensionNotFound:
         raise VoucherRefused(Refusal.REGISTRAR_NOT_AUTHORIZED) from None
     if ID_KP_CMC_RA not in usages:
         raise VoucherRefused(Refusal.REGISTRAR_NOT_AUTHORIZED)
-    return path
 
 
 def _check_revocation(
