@@ -11,3 +11,23 @@ class PledgeError(MinervaError):
 
 class SchedulerError(PledgeError):
     """The scheduler was told something that cannot have happened."""
+
+
+class DeviceError(PledgeError):
+    """A device's own identity, that of its maker, cannot be used: why, and what to do."""
+
+
+class AttemptError(PledgeError):
+    """An attempt to enrol, or to renew, has failed: at which step, and why."""
+
+
+class RefusedError(AttemptError):
+    """The registrar does not want to: ``status`` is that of its response."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class UntrustedError(AttemptError):
+    """The registrar is not who it has to be, or the voucher is not good for it."""
