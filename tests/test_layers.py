@@ -83,7 +83,9 @@ def test_only_the_supervisor_and_the_lab_pay_for_pyroute2() -> None:
         "connect/acp.py",
         "connect/kernel_probe.py",
         "connect/leftovers.py",
+        "connect/member.py",
         "connect/ports.py",
         "connect/supervisor.py",
         "lab/network.py",
+        "lab/zero_touch.py",
     }

@@ -33,6 +33,12 @@ _timeout_option = click.option(
     help="Seconds to wait.",
 )
 
+_zero_touch_option = click.option(
+    "--zero-touch",
+    is_flag=True,
+    help="Only the first node is a member, with a registrar; the others have to be let in.",
+)
+
 
 @click.group()
 def lab() -> None:
@@ -63,13 +69,13 @@ class _Progress:
 
     def __call__(self, lab: Lab) -> None:
         """Show where every node is."""
-        from minerva.lab.lab import PHASES
-
         rows = {}
         for name in lab.nodes:
             times = lab.milestones.get(name, {})
             reached = sum(1 for source, _ in lab.pinger.reached if source == name)
-            done = [f"{phase.replace('_', ' ')} {times[phase]:.1f}s" for phase in PHASES if phase in times]
+            done = [
+                f"{phase.replace('_', ' ')} {times[phase]:.1f}s" for phase in lab.phases if phase in times
+            ]
             rows[name] = ", ".join(done) + (f"; reaches {reached} of {len(lab.nodes) - 1}" if reached else "")
         if self._terminal:
             if time.monotonic() - self._drawn > 0.2:
@@ -97,6 +103,7 @@ class _Progress:
 @click.option("--pcap", type=click.Path(path_type=Path), help="Directory for one capture file a link.")
 @click.option("--keylog", is_flag=True, help="With --pcap: a wireshark/ profile there with all session keys.")
 @click.option("--cut", metavar="A-B", help="Then cut this link and wait until all is well again.")
+@_zero_touch_option
 @_timeout_option
 @options.as_json
 def run(
@@ -105,6 +112,7 @@ def run(
     pcap: Path | None,
     keylog: bool,
     cut: str | None,
+    zero_touch: bool,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -121,7 +129,7 @@ def run(
         raise UsageError("--keylog goes with --pcap DIR")
     wanted = parse_topology(topology)
     cut_link = find_link(wanted, cut) if cut else None
-    network = Lab(wanted, name or f"run-{os.getpid()}", key_log=keylog)
+    network = Lab(wanted, name or f"run-{os.getpid()}", key_log=keylog, zero_touch=zero_touch)
     progress = _Progress()
 
     async def work() -> _Found:
@@ -209,9 +217,10 @@ def _end(found: _Found, *, as_json: bool) -> NoReturn:
 @lab.command()
 @click.argument("topology")
 @click.option("--name", default="lab", show_default=True, help="What to call it.")
+@_zero_touch_option
 @_timeout_option
 @options.as_json
-def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
+def up(topology: str, name: str, zero_touch: bool, timeout: float, as_json: bool) -> None:
     """Build TOPOLOGY and leave it running."""
     from minerva.lab import report
     from minerva.lab.lab import Lab
@@ -219,7 +228,7 @@ def up(topology: str, name: str, timeout: float, as_json: bool) -> None:
 
     _need_root()
     wanted = parse_topology(topology)
-    network = Lab(wanted, name)
+    network = Lab(wanted, name, zero_touch=zero_touch)
     progress = _Progress()
 
     async def work() -> _Found:

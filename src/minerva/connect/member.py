@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Coroutine
 from datetime import UTC, datetime
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -98,6 +99,11 @@ class Member:
         self._guarding: asyncio.Task[None] | None = None
         self._guard_problem: str | None = "not applied yet"
         self._api: socket.socket | None = None
+
+    @property
+    def host_address(self) -> IPv6Address:
+        """The address that the host has in the ACP."""
+        return self._acp.host_address
 
     # --- life ------------------------------------------------------------------------------------------
 

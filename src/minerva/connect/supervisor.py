@@ -191,7 +191,12 @@ class Supervisor:
             self._milestones[name] = time.monotonic() - self._started
 
     async def _tell_milestones(self, _: dict[str, Any]) -> dict[str, Any]:
-        return {"started": self._started, "milestones": self._milestones}
+        address = self._role.host_address if isinstance(self._role, Member) else None
+        return {
+            "started": self._started,
+            "milestones": self._milestones,
+            "address": None if address is None else str(address),
+        }
 
     async def _status(self, _: dict[str, Any]) -> dict[str, Any]:
         found: dict[str, Any] = {} if self._role is None else await self._role.status()

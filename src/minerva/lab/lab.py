@@ -27,6 +27,7 @@ from minerva.lab.network import (
 from minerva.lab.nodes import LabNode
 from minerva.lab.ping import Pinger
 from minerva.lab.topology import Segment, Topology
+from minerva.lab.zero_touch import DIRECTORIES, ServiceError, ZeroTouch
 from minerva.linux import namespace
 from minerva.linux.namespace import Namespace
 from minerva.linux.pcap import Capture, PcapngWriter
@@ -35,9 +36,11 @@ from minerva.pki.files import File, write_files
 
 DOMAIN = "lab.example"
 PHASES = ("link_ready", "neighbour_heard", "ike_established", "routed", "reachable")
+ZERO_TOUCH_PHASES = ("link_ready", "proxy_heard", "voucher", "enrolled", *PHASES[1:])
+"""What happens to a node on its way, in order; the second one to a device that has to be enrolled first."""
 
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,19}", re.ASCII)
-_PARTS = {"ca", "keys", "nodes"}  # of a lab's directory
+_PARTS = {"ca", "keys", "nodes", *DIRECTORIES, "masa.log", "registrar.log"}  # of a lab's directory
 _MAX_SOCKET_PATH = 107  # bytes, of any Unix socket
 _POLL_SECONDS = 0.2
 _SETTLE_SECONDS = 5.0
@@ -101,10 +104,14 @@ def _drain(captures: list[Capture], writer: PcapngWriter) -> None:
 class Lab:
     """One lab. Use :meth:`build`, :meth:`start`, :meth:`reach_all`, and :meth:`close` in any case."""
 
-    def __init__(self, topology: Topology, name: str, *, key_log: bool = False) -> None:
+    def __init__(
+        self, topology: Topology, name: str, *, key_log: bool = False, zero_touch: bool = False
+    ) -> None:
         """Prepare a lab called ``name``. Raises UsageError for a name that cannot be used or is taken.
 
-        And for settings that no node has: whatever is wrong with what we were asked shows here.
+        And for settings that no node has: whatever is wrong with what we were asked shows here. With
+        ``zero_touch`` the first node is made by a registrar, which then lets in the others, that have
+        nothing but what their maker gave them.
         """
         self.topology = topology
         self.name = name
@@ -114,6 +121,7 @@ class Lab:
         self.addresses: dict[str, IPv6Address] = {}
         self.pinger = Pinger()
         self.milestones: dict[str, dict[str, float]] = {}  # by node: seconds since its start, by phase
+        self.registrar_options: tuple[str, ...] = ()  # for its making, in a lab without touch
         self._captures: list[Capture] = []
         self._writers: list[PcapngWriter] = []
         self._key_log = self.directory / "keys" if key_log else None
@@ -123,6 +131,8 @@ class Lab:
             log_to = self._key_log / node.name if self._key_log else None
             self._configs[node.name] = lab_nodes.node_config(node, log_to, where)
             self.nodes[node.name] = LabNode(node.name, self.directory / "nodes" / node.name)
+        self.zero_touch = ZeroTouch(name, self.directory, self.nodes) if zero_touch else None
+        self.phases = ZERO_TOUCH_PHASES if zero_touch else PHASES
         self._make_directory()
 
     def _make_directory(self) -> None:
@@ -149,16 +159,20 @@ class Lab:
     # --- building --------------------------------------------------------------------------------------
 
     async def build(self) -> None:
-        """Make the wires and issue the identities. Raises LinuxError, PkiError, OSError."""
+        """Make the wires and issue the identities. Raises MinervaError, OSError."""
         make_room_for_files(self.topology)
         make_room_for_neighbours(len(self.topology.nodes))
         await self.network.build()
-        authority = CertificateAuthority.create(DOMAIN, self.directory / "ca")
         for name, node in self.nodes.items():
             node.run_dir.mkdir(parents=True)
             node.config_file.write_text(self._configs[name])
             if self._key_log is not None:
                 (self._key_log / name).mkdir(parents=True)
+        if self.zero_touch is not None:
+            await self.zero_touch.build(DOMAIN, self.network.hosts, self.registrar_options)
+            return
+        authority = CertificateAuthority.create(DOMAIN, self.directory / "ca")
+        for name, node in self.nodes.items():
             issued = authority.issue()
             write_node_directory(node.state_dir, issued)
             assert issued.address is not None
@@ -189,6 +203,8 @@ class Lab:
         """Start all nodes; with ``follow_us`` they end when this process does."""
         for name, node in self.nodes.items():
             node.start(self.network.hosts[name], follow_us=follow_us)
+        if self.zero_touch is not None:
+            self.zero_touch.start(follow_us=follow_us)
 
     @property
     def first_start(self) -> float:
@@ -220,6 +236,11 @@ class Lab:
         for name, node in self.nodes.items():
             if node.process is not None and node.process.poll() is not None:
                 raise LabError(f"node {name} ended: {node.last_words()}")
+        if self.zero_touch is not None:
+            try:
+                self.zero_touch.check_alive()
+            except ServiceError as error:
+                raise LabError(str(error)) from error
         if joining.done():
             joining.result()
         progress(self)
@@ -228,7 +249,7 @@ class Lab:
         while True:
             await self._poll()
             for name in set(self.nodes) - self.pinger.nodes:
-                if self.milestones.get(name, {}).get("acp0") is not None:
+                if self.milestones.get(name, {}).get("acp0") is not None and name in self.addresses:
                     with suppress(OSError):  # the kernel makes an address usable a moment after it is set
                         self.pinger.add(name, self.network.hosts[name], self.addresses[name])
             if self.pinger.nodes == set(self.nodes) and all(
@@ -241,6 +262,8 @@ class Lab:
         """Ask the nodes for their milestones."""
         for name, answer in (await self._ask("milestones")).items():
             if answer:
+                if answer["address"] is not None:
+                    self.addresses[name] = IPv6Address(answer["address"])
                 offset = answer["started"] - self.nodes[name].started
                 # Only the first of each kind counts, so what is known stays (after a cut, "reachable").
                 self.milestones[name] = {
@@ -306,17 +329,22 @@ class Lab:
 
     def _keep_logs(self) -> Path | None:
         """Copy the logs of all nodes to where they stay; return where, if there are any."""
-        logs = [node for node in self.nodes.values() if node.log_file.is_file()]
+        logs = {node.name: node.log_file for node in self.nodes.values()}
+        if self.zero_touch is not None:
+            logs |= {service.name.lower(): service.log_file for service in self.zero_touch.services}
+        logs = {name: path for name, path in logs.items() if path.is_file()}
         if not logs:
             return None
         directory = Path(tempfile.mkdtemp(prefix=f"minerva-lab-{self.name}-"))
-        for node in logs:
-            shutil.copyfile(node.log_file, directory / f"{node.name}.log")
+        for name, path in logs.items():
+            shutil.copyfile(path, directory / f"{name}.log")
         return directory
 
     async def leave(self) -> None:
         """Let go of everything, which goes on running (``minerva lab up``)."""
         self.pinger.close()
+        if self.zero_touch is not None:
+            self.zero_touch.close(delete=False)
         await self.network.close(delete=False)
 
     async def close(self, pcap: Path | None = None, *, keep_logs: bool = False) -> Path | None:
@@ -326,6 +354,7 @@ class Lab:
         """
         self.pinger.close()
         try:
+            await asyncio.to_thread(lab_nodes.stop_services, self.directory)
             await asyncio.to_thread(lab_nodes.stop, self.nodes.values())
             kept = self._keep_logs() if keep_logs else None
             self._end_captures()
@@ -334,6 +363,8 @@ class Lab:
         finally:
             for node in self.nodes.values():
                 lab_nodes.remove_leftovers(node)
+            if self.zero_touch is not None:
+                self.zero_touch.close(delete=True)
             await self.network.close(delete=True)
             shutil.rmtree(self.directory)
         return kept
@@ -347,6 +378,7 @@ def down(name: str) -> None:
     directory = directory_of(name)
     spaces = namespace.names(namespace_prefix(name))
     nodes = nodes_of(name).values() if _is_lab(directory) or not spaces else ()
+    lab_nodes.stop_services(directory)
     lab_nodes.stop(nodes)
     for node in nodes:
         lab_nodes.remove_leftovers(node)

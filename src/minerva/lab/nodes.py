@@ -131,6 +131,15 @@ def stop(nodes: Collection[LabNode]) -> None:
                 node.process.wait(_KILL_SECONDS)
 
 
+def stop_services(directory: Path) -> None:
+    """End the registrar and the MASA of the lab in ``directory``; kill what does not end."""
+    places = {os.fsencode(directory / name) for name in ("masa", "registrar")}
+    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+    found = [pid for pid in pids if b"--dir" in (words := _command_line(pid)) and places.intersection(words)]
+    _end(found, signal.SIGTERM, _STOP_SECONDS)
+    _end([pid for pid in found if _runs(pid)], signal.SIGKILL, _KILL_SECONDS)
+
+
 def _processes(nodes: Collection[LabNode]) -> list[int]:
     """Return all processes of ``nodes``: a node's children have the command line that it was started with."""
     wanted = {os.fsencode(node.state_dir) for node in nodes}

@@ -6,11 +6,16 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from minerva.lab.lab import PHASES, Lab, channel_count
+from minerva.lab.lab import Lab, channel_count
 from minerva.lab.topology import SegmentKind, describe
 
 _MIB = 1024 * 1024
 _LARGEST_TABLE = 16
+_ZERO_TOUCH = (
+    "The first is the operator's, with a registrar. All others had only what their maker gave them: each "
+    "heard a neighbour that was a member already, asked the registrar through it, was told by its maker's "
+    "MASA to whom it belongs, and got its certificate."
+)
 
 
 def memory_of_node(status: dict[str, Any]) -> float | None:
@@ -47,7 +52,7 @@ def result(lab: Lab, statuses: dict[str, dict[str, Any]], error: str | None = No
     """Return what ``minerva lab run --json`` prints; ``error`` says why not all pairs are reachable."""
     nodes = len(lab.nodes)
     phases: dict[str, dict[str, float] | None] = {}
-    for phase in PHASES:
+    for phase in lab.phases:
         times = [times[phase] for times in lab.milestones.values() if phase in times]
         phases[phase] = (
             {"median": round(statistics.median(times), 3), "max": round(max(times), 3)} if times else None
@@ -105,6 +110,8 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
             f"All {found['nodes']} nodes reach each other ({found['pairs_total']} of {found['pairs_total']} "
             f"pairs) {found['seconds']:.1f} seconds after the first was switched on."
         )
+        if lab.zero_touch is not None:
+            lines.append(_ZERO_TOUCH)
         where = "link" if not lans else "segment"
         lines.append(
             "They found their neighbours, checked each other's certificates, built "
