@@ -14,19 +14,23 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from cryptography.x509.oid import NameOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from minerva.pki.address import Scheme, ula_global_id
 from minerva.pki.ca import BACKDATING, CertificateAuthority, Issued, check_free, write_node_directory
-from minerva.pki.errors import AuthorityError, KeyRuleError
+from minerva.pki.certificates import dump_pem
+from minerva.pki.crl import CrlStore
+from minerva.pki.errors import AuthorityError, KeyRuleError, MembershipError, PathError
 from minerva.pki.identity import Identity, check_own, load_identity
 from minerva.pki.keys import load_private_key
-from minerva.pki.membership import check_membership
-from minerva.pki.node_name import AddressField
+from minerva.pki.membership import RevocationStatus, check_membership
+from minerva.pki.node_name import AcpNodeName, AddressField
+from minerva.pki.path import validate_path
 
-from .certs import DAY, NOW, key
+from .certs import DAY, NOW, Ca, key
 
 DOMAIN = "acp.example.com"
+ID_KP_CMC_RA = x509.ObjectIdentifier("1.3.6.1.5.5.7.3.28")
 
 
 @pytest.fixture
@@ -351,3 +355,205 @@ def test_clock_is_used_by_default(tmp_path: Path) -> None:
     certificate = CertificateAuthority.create(DOMAIN, tmp_path).issue().certificate
     now = datetime.now(UTC)
     assert now - BACKDATING - timedelta(minutes=1) < certificate.not_valid_before_utc < now
+
+
+def test_certify(ca: CertificateAuthority) -> None:
+    """covers: R-10, 6.2.2-1"""
+    name = AcpNodeName(DOMAIN, address_field=AddressField.OMITTED)
+    certificate = ca.certify(
+        key("p256").public_key(),
+        name,
+        lifetime=DAY,
+        now=NOW,
+        usages=[ID_KP_CMC_RA, ExtendedKeyUsageOID.SERVER_AUTH],
+        extra_names=[x509.IPAddress(IPv6Address("fd00::1")), x509.DNSName("registrar.example.com")],
+        subject="registrar",
+    )
+    assert AcpNodeName.of(certificate) == name
+    extensions = certificate.extensions
+    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.IPAddress) == [IPv6Address("fd00::1")]
+    assert names.get_values_for_type(x509.DNSName) == ["registrar.example.com"]
+    usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage)
+    assert not usages.critical
+    assert list(usages.value) == [ID_KP_CMC_RA, ExtendedKeyUsageOID.SERVER_AUTH]
+    assert certificate.subject == x509.Name.from_rfc4514_string("CN=registrar")
+    assert extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest
+    assert validate_path([certificate], ca.anchors, NOW)
+    assert list(ca.issued()) == []
+    assert json.loads((ca.directory / "state.json").read_text())["next_node_number"]["zone"] == 0
+
+
+def test_certify_with_little(ca: CertificateAuthority) -> None:
+    public_key = key("p256").public_key()
+    certificates = [ca.certify(public_key, None, lifetime=DAY, now=NOW) for _ in range(2)]
+    assert certificates[0].subject != certificates[1].subject
+    assert certificates[0].serial_number != certificates[1].serial_number
+    for absent in (x509.SubjectAlternativeName, x509.ExtendedKeyUsage, x509.CRLDistributionPoints):
+        with pytest.raises(x509.ExtensionNotFound):
+            certificates[0].extensions.get_extension_for_class(absent)
+    name = x509.Name.from_rfc4514_string("CN=a,O=b")
+    assert ca.certify(public_key, None, lifetime=DAY, now=NOW, subject=name).subject == name
+    # One without a subject would need a critical subjectAltName (RFC 5280 section 4.2.1.6).
+    assert len(ca.certify(public_key, None, lifetime=DAY, now=NOW, subject=x509.Name([])).subject) == 1
+    with pytest.raises(KeyRuleError, match="RSA key of 1024 bits"):
+        ca.certify(key("rsa1024").public_key(), None, lifetime=DAY, now=NOW)
+
+
+def rollover(tmp_path: Path) -> tuple[CertificateAuthority, CertificateAuthority, Issued, Issued]:
+    """An old root and a new one in its place, and a node under an issuing CA of each."""
+    old = CertificateAuthority.create(DOMAIN, tmp_path / "old", now=NOW)
+    before = old.issue_ca(tmp_path / "old-issuing", now=NOW).issue(now=NOW)
+    new = CertificateAuthority.create(DOMAIN, tmp_path / "new", predecessor=old, now=NOW)
+    new.issue_ca(tmp_path / "new-issuing", now=NOW)
+    return old, new, before, CertificateAuthority.open(tmp_path / "new-issuing").issue(now=NOW)
+
+
+def test_rollover_without_an_outage(tmp_path: Path) -> None:
+    """covers: 6.2.4-3, E-4"""
+    old, new, before, after = rollover(tmp_path)
+    assert before.anchors == old.anchors
+    assert after.anchors == (new.certificate, old.certificate)
+    assert new.certificate.subject == old.certificate.subject
+    for us, peer in ((before, after), (after, before), (after, after)):
+        check_own(identity(us), NOW)
+        member = check_membership((peer.certificate, *peer.chain), identity(us), when=NOW, channel=True)
+        assert member.node_name == peer.node_name
+    with pytest.raises(PathError):
+        validate_path((after.certificate, after.chain[0]), old.anchors, NOW)
+    with_new_alone = (new.certificate,)
+    with pytest.raises(PathError):
+        validate_path((before.certificate, *before.chain), with_new_alone, NOW)
+    old_with_new = new.cross_sign(old.certificate, now=NOW)
+    path = validate_path((before.certificate, *before.chain, old_with_new), with_new_alone, NOW)
+    assert path[-2:] == (old_with_new, new.certificate)
+
+
+def test_the_end_of_a_rollover(tmp_path: Path) -> None:
+    """covers: 6.2.4-3"""
+    _, new, before, after = rollover(tmp_path)
+    issuing = CertificateAuthority.open(tmp_path / "new-issuing")
+    for authority in (new, issuing):
+        authority.forget_predecessors()
+        again = CertificateAuthority.open(authority.directory)
+        assert again.anchors == authority.anchors == (new.certificate,)
+        assert again.chain == authority.chain
+    assert new.chain == ()
+    assert issuing.chain == (issuing.certificate,)
+    last = identity(issuing.issue(now=NOW))
+    check_membership((after.certificate, *after.chain), last, when=NOW, channel=True)
+    with pytest.raises(MembershipError):
+        check_membership((before.certificate, *before.chain), last, when=NOW, channel=True)
+
+
+def test_a_second_rollover(tmp_path: Path) -> None:
+    """Before the first has ended: a node that knows only the first root still finds a path."""
+    old, new, before, _ = rollover(tmp_path)
+    newest = CertificateAuthority.create(DOMAIN, tmp_path / "newest", predecessor=new, now=NOW)
+    issued = newest.issue_ca(tmp_path / "newest-issuing", now=NOW).issue(now=NOW)
+    assert issued.anchors == (newest.certificate, new.certificate, old.certificate)
+    check_membership((issued.certificate, *issued.chain), identity(before), when=NOW, channel=True)
+
+
+def test_cross_certificates(ca: CertificateAuthority, tmp_path: Path) -> None:
+    other = CertificateAuthority.create("other.example", tmp_path / "other", now=NOW, lifetime=100 * DAY)
+    certificate = ca.cross_sign(other.certificate, now=NOW)
+    assert certificate.subject == other.certificate.subject
+    assert certificate.issuer == ca.certificate.subject
+    assert certificate.not_valid_after_utc == other.certificate.not_valid_after_utc
+    same = x509.SubjectKeyIdentifier
+    assert (
+        certificate.extensions.get_extension_for_class(same).value
+        == other.certificate.extensions.get_extension_for_class(same).value
+    )
+    node = other.issue(now=NOW).certificate
+    for wrong, reason in (
+        (ca.certificate, "of another CA, not of itself"),
+        (node, "not of itself or of a node"),
+        (Ca.root(kind="rsa1024").certificate, "RSA key of 1024 bits"),
+        (Ca.root().certificate, "is not the certificate of a CA"),
+    ):
+        with pytest.raises(AuthorityError, match=reason):
+            ca.cross_sign(wrong, now=NOW)
+    with pytest.raises(AuthorityError, match="the other CA's certificate expired"):
+        ca.cross_sign(other.certificate, now=NOW + 101 * DAY)
+    with pytest.raises(AuthorityError, match=r"a CA for acp.example.com has no successor for other"):
+        CertificateAuthority.create("other.example", tmp_path / "third", predecessor=ca, now=NOW)
+
+
+def test_openssl_agrees_on_a_rollover(tmp_path: Path) -> None:
+    """covers: 6.2.4-3"""
+    old = CertificateAuthority.create(DOMAIN, tmp_path / "old")
+    new = CertificateAuthority.create(DOMAIN, tmp_path / "new", predecessor=old)
+    write_node_directory(tmp_path / "node", new.issue_ca(tmp_path / "issuing").issue())
+    for anchors in ("old/ca-cert.pem", "new/ca-cert.pem", "node/anchors.pem"):
+        verdict = openssl(
+            "verify", "-x509_strict", "-purpose", "any",
+            "-CAfile", str(tmp_path / anchors),
+            "-untrusted", str(tmp_path / "node" / "chain.pem"),
+            str(tmp_path / "node" / "cert.pem"),
+        )  # fmt: skip
+        assert verdict.strip().endswith("OK")
+
+
+@pytest.mark.parametrize("key_type", ["p256", "p384", "rsa2048"])
+def test_openssl_agrees_on_revocation(tmp_path: Path, key_type: str) -> None:
+    """covers: 6.2.3-2, 6.2.5.3-1"""
+    ca = CertificateAuthority.create(DOMAIN, tmp_path / "ca", key_type)
+    url = "http://[fd00::1]:8080/crl"
+    now = datetime.now(UTC)
+    bad, good = (
+        ca.certify(key("p256").public_key(), None, lifetime=DAY, crl_urls=[url], subject=name)
+        for name in ("bad", "good")
+    )
+    for name, certificate in (("bad", bad), ("good", good)):
+        (tmp_path / f"{name}.pem").write_bytes(dump_pem([certificate]))
+    revoked = [(bad.serial_number, now, x509.ReasonFlags.cessation_of_operation)]
+    (tmp_path / "crl.der").write_bytes(ca.make_crl(revoked, 4711, lifetime=DAY))
+    crl_pem = openssl("crl", "-inform", "DER", "-in", str(tmp_path / "crl.der"))
+    (tmp_path / "crl.pem").write_text(crl_pem)
+    text = openssl("crl", "-in", str(tmp_path / "crl.pem"), "-noout", "-text", "-nameopt", "RFC2253")
+    assert "Version 2 (0x1)" in text
+    assert "CN=ACP Root CA,DC=acp,DC=example,DC=com" in text
+    assert "X509v3 CRL Number: \n                4711" in text
+    assert "Cessation Of Operation" in text
+    assert f"{bad.serial_number:X}" in text
+    assert f"URI:{url}" in openssl("x509", "-in", str(tmp_path / "good.pem"), "-noout", "-text")
+    anchor = str(ca.directory / "ca-cert.pem")
+    arguments = (
+        "verify", "-x509_strict", "-crl_check", "-CAfile", anchor, "-CRLfile", str(tmp_path / "crl.pem")
+    )  # fmt: skip
+    assert openssl(*arguments, str(tmp_path / "good.pem")).strip().endswith("OK")
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        openssl(*arguments, str(tmp_path / "bad.pem"))
+    assert "certificate revoked" in caught.value.stderr
+    store = CrlStore()
+    store.add((tmp_path / "crl.der").read_bytes(), ca.anchors, now)
+    assert store.status(bad, ca.certificate, now) is RevocationStatus.REVOKED
+    assert store.status(good, ca.certificate, now) is RevocationStatus.GOOD
+
+
+def test_a_crl_by_openssl(tmp_path: Path) -> None:
+    """covers: 6.2.3-2"""
+    ca = CertificateAuthority.create(DOMAIN, tmp_path / "ca")
+    bad, good = (ca.certify(key("p256").public_key(), None, lifetime=DAY) for _ in range(2))
+    (tmp_path / "bad.pem").write_bytes(dump_pem([bad]))
+    (tmp_path / "index.txt").touch()
+    (tmp_path / "crlnumber").write_text("2A\n")
+    configuration = tmp_path / "openssl.cnf"
+    configuration.write_text(
+        f"[ca]\ndefault_ca = ours\n[ours]\n"
+        f"database = {tmp_path}/index.txt\ncrlnumber = {tmp_path}/crlnumber\n"
+        f"certificate = {ca.directory}/ca-cert.pem\nprivate_key = {ca.directory}/ca-key.pem\n"
+        "default_md = sha256\ndefault_crl_hours = 1\ncrl_extensions = crl_ext\n"
+        "[crl_ext]\nauthorityKeyIdentifier = keyid:always\n"
+    )
+    base = ("ca", "-config", str(configuration))
+    openssl(*base, "-revoke", str(tmp_path / "bad.pem"), "-crl_reason", "keyCompromise")
+    openssl(*base, "-gencrl", "-out", str(tmp_path / "crl.pem"))
+    openssl("crl", "-in", str(tmp_path / "crl.pem"), "-outform", "DER", "-out", str(tmp_path / "crl.der"))
+    store = CrlStore()
+    added = store.add((tmp_path / "crl.der").read_bytes(), ca.anchors, datetime.now(UTC))
+    assert added.number == 0x2A
+    assert store.status(bad, ca.certificate, datetime.now(UTC)) is RevocationStatus.REVOKED
+    assert store.status(good, ca.certificate, datetime.now(UTC)) is RevocationStatus.GOOD
