@@ -199,9 +199,14 @@ def load_anchors(directory: Path) -> tuple[x509.Certificate, ...]:
         raise MasaError(f"{path}: {error}") from error
 
 
+def is_serial_number(text: str) -> bool:
+    """Return whether ``text`` can be the serial number of a device: a PrintableString, not too long."""
+    return _SERIAL_NUMBER.fullmatch(text) is not None and text == text.strip()
+
+
 def check_serial_number(text: str) -> None:
-    """Raise :class:`MasaError` unless ``text`` can be the serial number of a device (a PrintableString)."""
-    if _SERIAL_NUMBER.fullmatch(text) is None or text != text.strip():
+    """Raise :class:`MasaError` unless ``text`` can be the serial number of a device."""
+    if not is_serial_number(text):
         raise MasaError(
             f'"{printable(text[:100])}" cannot be a serial number: one has 1 to {MAX_SERIAL_NUMBER} letters '
             "(A to Z, a to z), digits, spaces, and '()+,-./:=?"

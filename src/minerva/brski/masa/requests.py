@@ -18,13 +18,12 @@ from cryptography.exceptions import InvalidSignature
 from minerva.brski.masa.database import Owner, key_of
 from minerva.brski.masa.errors import Refusal
 from minerva.core.text import printable, shortened
-from minerva.pki.certificates import UNREADABLE, load_certificate
+from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, IdevidError, PathError
 from minerva.pki.idevid import serial_number
 from minerva.pki.path import validate_path
-from minerva.tls.membership import ID_KP_CMC_RA
 from minerva.voucher.cms import Signed, open_signed
-from minerva.voucher.errors import CmsError, VoucherDecodeError
+from minerva.voucher.errors import CmsError, CmsSignatureError, VoucherDecodeError
 from minerva.voucher.model import Voucher, VoucherRequest
 
 MAX_NONCE = 256
@@ -83,8 +82,10 @@ def open_request(data: bytes, now: datetime) -> DomainRequest:
     """Return the request in the CMS ``data``. Raises :class:`Refusal`."""
     try:
         signed = open_signed(data)
-    except CmsError as error:
+    except CmsSignatureError as error:
         raise Refusal(_FORBIDDEN, f"the voucher request is not signed correctly: {error}") from error
+    except CmsError as error:
+        raise Refusal(_BAD_REQUEST, f"the voucher request cannot be read: {error}") from error
     path = _domain_path(signed, now)
     _check_registrar(path[0])
     try:
