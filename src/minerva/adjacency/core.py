@@ -223,6 +223,20 @@ class Adjacency:
             self._move(row, Trigger.FAILED, reason)
         self._select(port, now)
 
+    def reauthenticate(self, port: int, address: IPv6Address, now: float) -> None:
+        """Build a further connection to a neighbour that is connected: our certificate is a new one.
+
+        Does nothing where there is no connection to take the place of, or an attempt is under way already.
+        """
+        row = self._rows.get((port, address))
+        if row is None or not row.connections or row.attempting or now < row.not_before:
+            return
+        udp_port = _udp_port(row)
+        if udp_port is not None:
+            row.attempting = True
+            row.last_attempt = now
+            self._events.append(Initiate(port, address, udp_port))
+
     def closed(
         self, port: int, address: IPv6Address, connection: Hashable, reason: str, by_peer: bool, now: float
     ) -> None:

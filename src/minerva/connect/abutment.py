@@ -44,6 +44,8 @@ from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
 from minerva.ikev2.keylog import ikev2_decryption_table_line
 from minerva.ikev2.message import Header
+from minerva.pki.crl import CrlStore
+from minerva.pki.errors import CrlError
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, check_membership
 
@@ -52,6 +54,7 @@ log = logging.getLogger(__name__)
 _EXPIRY_SECONDS = 5.0  # the longest time between two looks, should somebody set the clock
 _LAST_SECOND = timedelta(seconds=1)  # that of notAfter is still within the validity (RFC 5280 4.1.2.5)
 _GOODBYE_SECONDS = 0.3
+_SHOW_SECONDS, _SHOW_AGAIN_SECONDS = 2.0, 3.0
 _FRESH_KEYS_SECONDS = 10.0
 _FRESH_KEYS_AGAIN_SECONDS = 1.0
 
@@ -87,6 +90,7 @@ class _Connection:
     """An IKE SA with its child SAs, by the SPI that is received with: several while they are rekeyed."""
 
     spis_in: set[int]
+    certificate: x509.Certificate
     expires: datetime
     initiated_by_us: bool
 
@@ -128,6 +132,8 @@ class Abutment(Child):
         self._last_request = 0
         self._limit = ResponderLimit()
         self._limited = 0
+        self._crls = CrlStore()
+        self._outdated: set[_Peer] = set()  # whom we have not shown our newest certificate
         self._adjacency_timer: asyncio.TimerHandle | None = None
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._check_expiry()
@@ -137,8 +143,9 @@ class Abutment(Child):
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         match message:
             case m.Identity():
-                self._identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
-                self._adjacency = Adjacency(self._identity.address)
+                self._take_identity(message)
+            case m.Crl():
+                self._take_crl(message.crl)
             case m.AbutmentStart():
                 self._config = Config(
                     keylog=message.key_log,
@@ -163,6 +170,54 @@ class Abutment(Child):
             case _:
                 return False
         return True
+
+    # --- who we are, and who is whom -------------------------------------------------------------------
+
+    def _take_identity(self, message: m.Identity) -> None:
+        """Be this node: at the start, and when the certificate is renewed."""
+        self._identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
+        if self._adjacency is None:
+            self._adjacency = Adjacency(self._identity.address)
+            return
+        log.info("this node has a new certificate: showing it to all neighbours")
+        for port in self._ports.values():
+            port.endpoint.set_identity(self._identity)
+        # What is under way has shown the old one, and is over by then.
+        self._loop.call_later(_SHOW_SECONDS, self._begin_showing)
+
+    def _begin_showing(self) -> None:
+        self._outdated = set(self._channels)
+        self._show_certificate()
+
+    def _show_certificate(self) -> None:
+        """Authenticate with the new certificate to those who know only the old one, before that expires.
+
+        Make before break: the new connections take over, and the Deciders close the old ones.
+        """
+        assert self._adjacency is not None
+        self._outdated.intersection_update(self._channels)
+        if not self._outdated:
+            return
+        for number, address in self._outdated:
+            self._adjacency.reauthenticate(number, address, self._loop.time())
+        self._follow_adjacency()
+        self._loop.call_later(_SHOW_AGAIN_SECONDS * random.uniform(0.8, 1.2), self._show_certificate)
+
+    def _take_crl(self, der: bytes) -> None:
+        """Believe a CRL from now on, and end what was authenticated by a certificate that it revokes."""
+        assert self._identity is not None
+        issuers = (*self._identity.chain, *self._identity.anchors)
+        try:
+            crl = self._crls.add(der, issuers, datetime.now(UTC))
+        except CrlError as error:
+            log.warning("a CRL is not believed: %s", error)
+            return
+        for (number, _), channel in list(self._channels.items()):
+            for sa, connection in list(channel.connections.items()):
+                certificate = connection.certificate
+                if certificate.issuer == crl.issuer and certificate.serial_number in crl.serial_numbers:
+                    log.warning("the certificate of %s is revoked", channel.peer_name)
+                    self._close_connection((number, sa), "the peer's certificate is revoked")
 
     # --- ports -----------------------------------------------------------------------------------------
 
@@ -292,7 +347,9 @@ class Abutment(Child):
 
     def _authenticate(self, chain: Sequence[x509.Certificate]) -> Member:
         assert self._identity is not None
-        return check_membership(chain, self._identity, when=datetime.now(UTC), channel=True)
+        return check_membership(
+            chain, self._identity, when=datetime.now(UTC), channel=True, revocation=self._crls
+        )
 
     def _on_ike(self, port: _Port, event: object) -> None:
         assert self._adjacency is not None
@@ -360,12 +417,13 @@ class Abutment(Child):
             self.send(m.ChannelOpen(channel.number, port.number, event.address, name))
         channel.peer_name = name
         channel.connections[event.sa] = _Connection(
-            {event.child.spi_in}, event.member.expires, event.initiator
+            {event.child.spi_in}, event.member.certificate, event.member.expires, event.initiator
         )
         # Who answered cannot know whether the answer came: the peer may still use its other connection.
         self._send_keys(port, channel, event.address, event.child, send=event.initiator)
         log.info("%s on port %s is %s", event.address, port.name, name)
         identity = PeerIdentity(name, event.member.address)
+        self._outdated.discard(peer)
         self._adjacency.connected(
             port.number, event.address, (port.number, event.sa), event.initiator, identity, now
         )

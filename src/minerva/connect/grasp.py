@@ -28,6 +28,7 @@ from minerva.grasp.engine import GraspEngine
 from minerva.grasp.substrate import Close, Connect, Send
 from minerva.linux.sockets import grasp_listener, tcp_socket
 from minerva.pki.identity import Identity
+from minerva.pki.membership import RevocationCheck
 from minerva.tls.connection import TlsConnection
 from minerva.tls.membership import check_peer
 
@@ -60,10 +61,14 @@ _LOOK_AGAIN = 3600.0  # seconds: the longest time between two looks at a certifi
 
 @dataclass(frozen=True, slots=True)
 class GraspTls:
-    """What TLS needs: our certificates with their key in ``context``, and whom we believe (``identity``)."""
+    """What TLS needs: our certificates with their key in ``context``, and whom we believe (``identity``).
+
+    But for those whom ``revocation`` tells to be revoked.
+    """
 
     context: SSL.Context
     identity: Identity
+    revocation: RevocationCheck | None = None
 
 
 class GraspRunner:
@@ -420,8 +425,13 @@ class _Secured(_Wire):
 
     def _admit(self) -> None:
         """Check whether the peer, who has shown its certificate, may talk to us, and tell the engine."""
+        tls = self._runner.tls
         member = check_peer(
-            self._session, self._runner.tls.identity, when=datetime.now(UTC), expected=self.peer
+            self._session,
+            tls.identity,
+            when=datetime.now(UTC),
+            expected=self.peer,
+            revocation=tls.revocation,
         )
         self._expires = member.expires
         self._look_at_expiry()

@@ -9,6 +9,7 @@ import asyncio
 import logging
 import os
 import socket
+from collections import deque
 from collections.abc import Coroutine
 from datetime import UTC, datetime
 from ipaddress import IPv6Address
@@ -36,7 +37,8 @@ from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import guard_policy
 from minerva.linux.netlink import Netlink
 from minerva.pki.certificates import dump_pem
-from minerva.pki.identity import KEY_FILE, Identity
+from minerva.pki.errors import IdentityError
+from minerva.pki.identity import KEY_FILE, Identity, store_identity
 from minerva.rpl.config import HIGH_SPEED_FACTOR, LOW_SPEED_FACTOR, Preference
 
 log = logging.getLogger(__name__)
@@ -44,6 +46,7 @@ log = logging.getLogger(__name__)
 _GOODBYE_SECONDS = 1.5
 _NUMBERS_PER_ABUTMENT = 1 << 40  # so that what one numbered is never taken for what its successor did
 _EXPIRY_SECONDS = 1.0
+_MAX_CRLS = 4  # for an abutment that is started again; the plane brings newer ones
 _MAX_SIGNING = 64
 _MAX_WORK = 20_000
 _MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
@@ -98,6 +101,7 @@ class Member:
         self._acp_work: asyncio.Queue[Coroutine[Any, Any, None]] = asyncio.Queue()
         self._guarding: asyncio.Task[None] | None = None
         self._guard_problem: str | None = "not applied yet"
+        self._crls: deque[m.Crl] = deque(maxlen=_MAX_CRLS)
         self._api: socket.socket | None = None
 
     @property
@@ -280,6 +284,8 @@ class Member:
     def _abutment_ready(self) -> None:
         abutment = self._children["abutment"]
         abutment.send(self._identity_message())
+        for crl in self._crls:
+            abutment.send(crl)
         first = self._abutment_generation * _NUMBERS_PER_ABUTMENT
         ike = self._config.ike
         abutment.send(
@@ -440,8 +446,38 @@ class Member:
                 self._acp_work.put_nowait(self._add_route(message))
             case m.RouteRemove():
                 self._acp_work.put_nowait(self._remove_route(message))
+            case m.Renewed():
+                return self._renew(message)
+            case m.Crl():
+                self._crls.append(message)
+                self._children["abutment"].send(message)
             case _:
                 return False
+        return True
+
+    def _renew(self, message: m.Renewed) -> bool:
+        """Be the same node with a new certificate; return whether it is one that the plane may bring."""
+        try:
+            identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
+        except IdentityError as error:
+            log.error("the renewed certificate is of no use: %s", error)
+            return False
+        if identity.address != self.identity.address or identity.node_name.acp_domain != (
+            self.identity.node_name.acp_domain
+        ):
+            log.error("the renewed certificate is for %s, which is another node", identity.node_name)
+            return False
+        try:
+            store_identity(self._state.directory, identity, message.key)
+        except OSError as error:
+            log.error("the renewed certificate cannot be kept, so it is not used: %s", error)
+            return True
+        self.identity = identity
+        # Who signs comes before who shows the certificate.
+        for role in ("signer", "plane"):
+            if self._children[role].ready:
+                self._send_identity_with_key(role)
+        self._children["abutment"].send(self._identity_message())
         return True
 
     def _is_channel(self, interface: int) -> bool:
@@ -495,6 +531,7 @@ class Member:
             "channels": self._channel_status(abutment, moved),
             "rpl": (plane or {}).get("rpl"),
             "grasp": (plane or {}).get("grasp"),
+            "certificate": (plane or {}).get("certificate"),
             "counters": {
                 "abutment": (abutment or {}).get("counters"),
                 "signer": signer,

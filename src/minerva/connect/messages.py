@@ -309,6 +309,25 @@ class RouteRemove(Message):
     interface: int
 
 
+@message(55)
+@dataclass(frozen=True, slots=True)
+class Crl(Message):
+    """P → S → A: the newest CRL of a CA, in DER; whoever gets it checks it."""
+
+    crl: bytes
+
+
+@message(56)
+@dataclass(frozen=True, slots=True)
+class Renewed(Message):
+    """P → S: the certificate of this node is renewed; keep these certificates and the private key, in PEM."""
+
+    certificate: bytes
+    chain: bytes
+    anchors: bytes
+    key: Secret
+
+
 # --- pledge ------------------------------------------------------------------------------------------------
 
 

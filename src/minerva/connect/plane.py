@@ -11,21 +11,30 @@ from ipaddress import IPv6Address
 from typing import Any
 
 from minerva.asa.inventory import Description
+from minerva.asa.services import SRV_EST
+from minerva.brski.pledge.enrolment import Enrolled
 from minerva.connect.child import Child
 from minerva.connect.grasp import GraspRunner, GraspTls
 from minerva.connect.grasp_api import ApiServer
 from minerva.connect.inventory import InventoryAsa
 from minerva.connect.ipc import Message
 from minerva.connect.keys import load_key
+from minerva.connect.maintenance import Maintenance, Server
+from minerva.connect.messages import Crl as CrlMessage
 from minerva.connect.messages import Identity as IdentityMessage
-from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart
+from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart, Renewed
 from minerva.connect.rpl import RplRunner
 from minerva.core.errors import MinervaError
+from minerva.core.secret import Secret
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.engine import Answer, FloodTaken, GraspEngine
+from minerva.grasp.options import IPv6Locator
 from minerva.grasp.session import SessionEnded
 from minerva.grasp.substrate import Traced
+from minerva.pki.certificates import dump_pem
+from minerva.pki.crl import Crl
 from minerva.pki.identity import Identity
+from minerva.pki.keys import dump_private_key
 from minerva.tls.context import make_context
 
 log = logging.getLogger(__name__)
@@ -39,6 +48,7 @@ class Plane(Child):
         self._loop = asyncio.get_running_loop()
         self._names: dict[int, str] = {}
         self._tls: GraspTls | None = None
+        self._maintenance: Maintenance | None = None
         self._rpl: RplRunner | None = None
         self._grasp: GraspRunner | None = None
         self._api: ApiServer | None = None
@@ -57,11 +67,48 @@ class Plane(Child):
         return True
 
     def _take_identity(self, message: IdentityMessage, descriptor: int) -> None:
+        """Be this member from now on: at the start, and when the certificate is renewed."""
         try:
-            self._tls = _tls(message, descriptor)
+            identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
+            key = load_key(message, descriptor)
+            context = make_context(identity.certificate, identity.chain, key)
         except MinervaError as error:  # the signer says the same, and with it the node ends
             log.error("%s", error)
             self.stop()
+            return
+        if self._maintenance is None:
+            self._maintenance = Maintenance(
+                identity, key, servers=self._est_servers, on_renewed=self._renewed, on_crl=self._take_crl
+            )
+        else:
+            self._maintenance.take(identity, key)
+        self._tls = GraspTls(context, identity, self._maintenance.crls)
+        if self._grasp is not None:
+            self._grasp.tls = self._tls
+
+    def _est_servers(self) -> list[Server]:
+        if self._grasp is None:
+            return []
+        found = self._grasp.engine.floods(SRV_EST, self._loop.time())
+        locators = (copy.locator for copy in found)
+        return [
+            (locator.address, locator.port)
+            for locator in locators
+            if isinstance(locator, IPv6Locator) and locator.port and not locator.address.is_link_local
+        ]
+
+    def _renewed(self, enrolled: Enrolled) -> None:
+        self.send(
+            Renewed(
+                dump_pem((enrolled.certificate,)),
+                dump_pem(enrolled.chain),
+                dump_pem(enrolled.anchors),
+                Secret(dump_private_key(enrolled.key)),
+            )
+        )
+
+    def _take_crl(self, crl: Crl) -> None:
+        self.send(CrlMessage(crl.der))
 
     def _start(self, start: PlaneStart, rpl_socket: int, api_socket: int) -> None:
         if self._tls is None:
@@ -129,7 +176,12 @@ class Plane(Child):
         grasp = self._grasp.engine.summary() | self._grasp.status()
         for link in grasp["links"]:
             link["interface"] = self._name_of(link["interface"])
-        return {"rpl": self._rpl.state(), "grasp": grasp | self._api.status()}
+        assert self._maintenance is not None
+        return {
+            "rpl": self._rpl.state(),
+            "grasp": grasp | self._api.status(),
+            "certificate": self._maintenance.status(),
+        }
 
     def shutdown(self) -> None:
         """Tell the neighbours that all routes through here end, then end."""
@@ -138,9 +190,3 @@ class Plane(Child):
         if self._grasp is not None:
             self._grasp.close()
         self.stop()
-
-
-def _tls(message: IdentityMessage, descriptor: int) -> GraspTls:
-    identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
-    key = load_key(message, descriptor)
-    return GraspTls(make_context(identity.certificate, identity.chain, key), identity)
