@@ -53,9 +53,12 @@ def decode_base64(body: bytes) -> bytes:
     if not text:
         raise EstDecodeError("the body is empty")
     try:
-        return binascii.a2b_base64(text, strict_mode=True)
+        der = binascii.a2b_base64(text, strict_mode=True)
     except binascii.Error as error:
         raise EstDecodeError(f"the body is neither base64 nor DER: {error}") from error
+    if der[0] != SEQUENCE:
+        raise EstDecodeError("the body is base64 of something else than DER")
+    return der
 
 
 def certs_only(certificates: Iterable[x509.Certificate]) -> bytes:
