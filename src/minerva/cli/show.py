@@ -87,9 +87,11 @@ def _pledge_text(found: dict[str, Any]) -> str:
     pledge = found.get("pledge")
     if pledge is None:
         return "the node is just being started"
-    lines = [
-        f"This device ({pledge.get('serial_number', 'not known yet')}) is not enrolled in any domain yet."
-    ]
+    if former := pledge.get("former_name"):
+        lines = [f"{former}: its certificate has expired. It asks for a new one."]
+    else:
+        serial_number = pledge.get("serial_number", "not known yet")
+        lines = [f"This device ({serial_number}) is not enrolled in any domain yet."]
     lines += _ports(found)
     lines += ["", "Join proxies"]
     lines += _table(

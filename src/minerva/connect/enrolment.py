@@ -18,7 +18,6 @@ from minerva.connect.ipc import Message
 from minerva.connect.ports import DEVICE, Port, Ports
 from minerva.connect.state import NodeState
 from minerva.linux import process, sockets
-from minerva.pki.certificates import dump_pem
 from minerva.pki.errors import IdentityError
 from minerva.pki.identity import (
     ANCHORS_FILE,
@@ -62,7 +61,6 @@ class Enrolment:
     def __init__(self, node: Node, expired: Identity | None = None) -> None:
         self._node = node
         self._expired = expired
-        self._directory = node.state.directory / IDEVID_DIRECTORY
         self._enrolled: asyncio.Future[Identity] = asyncio.get_running_loop().create_future()
         self._reported = asyncio.Event()
         self._steps: dict[tuple[int, IPv6Address], m.PledgeStep] = {}
@@ -87,19 +85,22 @@ class Enrolment:
 
     def _pledge_ready(self) -> None:
         keys: list[int] = []
+        certificates: list[bytes] = []
+        here = self._node.state.directory
         try:
-            # Copied by the kernel: the key's bytes are never in our memory, nor in that of what we fork.
-            keys.append(process.sealed_copy(self._directory / KEY_FILE, "minerva-idevid"))
-            certificate, chain, anchors = (
-                (self._directory / name).read_bytes() for name in (CERTIFICATE_FILE, CHAIN_FILE, ANCHORS_FILE)
-            )
-            expired, expired_anchors = b"", b""
-            if self._expired is not None:
-                keys.append(process.sealed_copy(self._node.state.directory / KEY_FILE, "minerva-key"))
-                expired = dump_pem((self._expired.certificate, *self._expired.chain))
-                expired_anchors = dump_pem(self._expired.anchors)
-            start = m.PledgeStart(certificate, chain, anchors, expired, expired_anchors)
-            self._node.children[_ROLE].send(start, keys)
+            for directory, there in (
+                (here / IDEVID_DIRECTORY, (here / IDEVID_DIRECTORY).is_dir()),
+                (here, self._expired is not None),
+            ):
+                if not there:
+                    certificates += [b"", b"", b""]
+                    continue
+                # Copied by the kernel: the key's bytes are never in our memory, nor in that of what we fork.
+                keys.append(process.sealed_copy(directory / KEY_FILE, "minerva-key"))
+                certificates += [
+                    (directory / name).read_bytes() for name in (CERTIFICATE_FILE, CHAIN_FILE, ANCHORS_FILE)
+                ]
+            self._node.children[_ROLE].send(m.PledgeStart(*certificates), keys)
         except OSError as error:
             self._node.fail(f"cannot read {error.filename}: {error.strerror}")
         finally:

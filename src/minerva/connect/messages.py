@@ -334,18 +334,20 @@ class Renewed(Message):
 @message(70)
 @dataclass(frozen=True, slots=True)
 class PledgeStart(Message):
-    """S → pledge: find a domain for this device, whose certificates are in PEM; with [its private key].
+    """S → pledge: find a domain for this device, by what its maker gave it and by what it was before.
 
-    The key is a sealed memory file. ``anchors`` are those by which the maker's vouchers are checked.
-    ``expired`` holds the certificates of a membership that has ended, the node's own first, with its trust
-    anchors in ``expired_anchors``: then its key is the second descriptor (RFC 8994 section 6.2.5.5).
+    Certificates are in PEM, and empty where there is none; with [private key of the first kind, of the
+    second], each only where there is its certificate, in sealed memory files. ``anchors`` are those by which
+    the maker's vouchers are checked. What is called former is a membership whose certificate has expired
+    (RFC 8994 section 6.2.5.5).
     """
 
     certificate: bytes
     chain: bytes
     anchors: bytes
-    expired: bytes
-    expired_anchors: bytes
+    former_certificate: bytes
+    former_chain: bytes
+    former_anchors: bytes
 
 
 @message(71)

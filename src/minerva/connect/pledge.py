@@ -17,21 +17,24 @@ from functools import partial
 from ipaddress import IPv6Address
 from typing import Any
 
-from minerva.brski.pledge.attempt import Step, bootstrap, report_enrolled
+from minerva.brski.pledge.attempt import OnStep, Step, bootstrap, report_enrolled
 from minerva.brski.pledge.device import Device
 from minerva.brski.pledge.enrolment import Enrolled
-from minerva.brski.pledge.errors import AttemptError, PledgeError
+from minerva.brski.pledge.errors import AttemptError
+from minerva.brski.pledge.renewal import Alternation, Method, reenrol
 from minerva.brski.pledge.scheduler import Abandon, AttemptScheduler, Proxy, Start
 from minerva.connect import messages as m
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.runner import CoreRunner
+from minerva.core.errors import MinervaError
 from minerva.core.secret import Secret
 from minerva.grasp import dull
 from minerva.grasp.announcement import Announcement
 from minerva.grasp.constants import AN_PROXY, TransportProto
 from minerva.pki.certificates import dump_pem
-from minerva.pki.keys import dump_private_key
+from minerva.pki.identity import Identity
+from minerva.pki.keys import PrivateKey, dump_private_key, load_private_key
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Pledge(Child):
         super().__init__(sock)
         self._loop = asyncio.get_running_loop()
         self._device: Device | None = None
+        self._former: tuple[Identity, PrivateKey] | None = None
+        self._alternation = Alternation()
         self._scheduler = AttemptScheduler(random.SystemRandom().random)
         self._timer: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Port] = {}
@@ -70,8 +75,8 @@ class Pledge(Child):
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         match message:
-            case m.PledgeStart() if len(descriptors) == 1:
-                self._start(message, descriptors[0])
+            case m.PledgeStart():
+                self._start(message, descriptors)
             case m.PledgePort() if len(descriptors) == 1:
                 self._port_up(message, descriptors[0])
             case m.PortDown():
@@ -82,16 +87,22 @@ class Pledge(Child):
                 return False
         return True
 
-    def _start(self, start: m.PledgeStart, descriptor: int) -> None:
-        with os.fdopen(descriptor, "rb") as file:
-            key = file.read()
+    def _start(self, start: m.PledgeStart, descriptors: list[int]) -> None:
+        keys = []
+        for descriptor in descriptors:
+            with os.fdopen(descriptor, "rb") as file:
+                keys.append(file.read())
         try:
-            self._device = Device.from_pem(start.certificate, start.chain, start.anchors, key)
-        except PledgeError as error:
+            if start.certificate:
+                self._device = Device.from_pem(start.certificate, start.chain, start.anchors, keys[0])
+                log.info("this is the device %s", self._device.serial_number)
+            if start.former_certificate:
+                former = (start.former_certificate, start.former_chain, start.former_anchors)
+                self._former = Identity.from_pem(*former), load_private_key(keys[-1])
+                log.info("this node was %s", self._former[0].node_name)
+        except MinervaError as error:
             log.error("%s", error)
             self.stop()
-            return
-        log.info("this is the device %s", self._device.serial_number)
 
     # --- discovery -------------------------------------------------------------------------------------
 
@@ -179,12 +190,8 @@ class Pledge(Child):
         self._follow()
 
     async def _attempt(self, proxy: Proxy, attempt: int) -> None:
-        assert self._device is not None
-        connect = partial(self._connect, proxy)
         try:
-            enrolled = await bootstrap(
-                connect, self._device, now=self._now, on_step=partial(self._step, proxy, attempt)
-            )
+            enrolled = await self._enrol(proxy, partial(self._step, proxy, attempt))
         except AttemptError as error:
             self._attempts.pop(attempt, None)
             log.warning("not enrolled through %s: %s", proxy, error)
@@ -195,6 +202,15 @@ class Pledge(Child):
             self._scheduler.succeeded(attempt)
             self._follow()
             await self._enrolled(proxy, enrolled)
+
+    async def _enrol(self, proxy: Proxy, on_step: OnStep) -> Enrolled:
+        """Return what one attempt got. Raises AttemptError."""
+        connect = partial(self._connect, proxy)
+        if self._former is None:
+            assert self._device is not None
+            return await bootstrap(connect, self._device, now=self._now, on_step=on_step)
+        method = Method.AS_MEMBER if self._device is None else self._alternation.next(proxy)
+        return await reenrol(method, connect, self._device, *self._former, now=self._now, on_step=on_step)
 
     def _step(self, proxy: Proxy, attempt: int, step: Step, detail: str) -> None:
         now = self._loop.time()
@@ -212,9 +228,11 @@ class Pledge(Child):
 
     def _now(self) -> datetime | None:
         """Return the time, unless the clock cannot be right: the device was not made in the future."""
-        assert self._device is not None
+        certificates = [] if self._device is None else [self._device.certificate]
+        if self._former is not None:
+            certificates.append(self._former[0].certificate)
         now = datetime.now(UTC)
-        return now if now >= self._device.certificate.not_valid_before_utc else None
+        return now if all(now >= found.not_valid_before_utc for found in certificates) else None
 
     async def _enrolled(self, proxy: Proxy, enrolled: Enrolled) -> None:
         """Hand over all that was got, and the ports; then let the registrar know."""
@@ -269,11 +287,10 @@ class Pledge(Child):
     # --- state -----------------------------------------------------------------------------------------
 
     def state(self) -> dict[str, Any]:
-        if self._device is None:
-            return {}
         now = self._loop.time()
         return {
-            "serial_number": self._device.serial_number,
+            "serial_number": None if self._device is None else self._device.serial_number,
+            "former_name": None if self._former is None else str(self._former[0].node_name),
             "proxies": [
                 {
                     "port": self._ports[item.proxy.port].name if item.proxy.port in self._ports else None,

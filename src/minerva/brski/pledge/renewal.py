@@ -133,7 +133,7 @@ class Alternation:
 async def reenrol(
     method: Method,
     connect: Connect,
-    device: Device,
+    device: Device | None,
     former: Identity,
     former_key: PrivateKey,
     *,
@@ -144,18 +144,22 @@ async def reenrol(
 ) -> Enrolled:
     """Make the node that was ``former`` a member again, in one attempt by ``method``.
 
+    Without a ``device`` that can only be ``AS_MEMBER``.
+
     The other arguments, and what is raised, are as in :func:`~minerva.brski.pledge.attempt.bootstrap`.
     """
-    if method is Method.WITH_VOUCHER:
-        return await bootstrap(connect, device, now=now, on_step=on_step, key_type=key_type, host=host)
-    teller = Teller(on_step)
     member = method is Method.AS_MEMBER
+    if member:
+        shown = (former.certificate, former.chain, former_key)
+    elif device is None:
+        raise AttemptError("this node has no certificate of its maker: only its old one can bring it back")
+    elif method is Method.WITH_VOUCHER:
+        return await bootstrap(connect, device, now=now, on_step=on_step, key_type=key_type, host=host)
+    else:
+        shown = (device.certificate, device.chain, device.key)
+    teller = Teller(on_step)
     try:
-        context = (
-            make_context(former.certificate, former.chain, former_key)
-            if member
-            else make_context(device.certificate, device.chain, device.key)
-        )
+        context = make_context(*shown)
         async with Session(connect, context, host=host, check=_registrar_of(former, now)) as session:
             who = "its old certificate" if member else "its maker's certificate"
             await teller.tell(Step.CONNECTING, f"this device shows {who} to the registrar of its domain")
