@@ -69,6 +69,8 @@ _CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 _PKCS7 = "application/pkcs7-mime"
 _CSRATTRS = "application/csrattrs"
 
+_METHODS = {"cacerts": "GET", "csrattrs": "GET", "simpleenroll": "POST", "simplereenroll": "POST"}
+
 # Clients with lines of limited length: libest takes no line of more than a kilobyte.
 _WRAPPED_FOR = ("libest", "cisco est client")
 
@@ -248,7 +250,7 @@ def est_routes(service: EstService) -> list[Route]:
         Route(f"{PREFIX}/simplereenroll", answer("simplereenroll", _reenroll), methods=["POST"]),
         Route(f"{PREFIX}/serverkeygen", answer("serverkeygen", _serverkeygen), methods=["GET", "POST"]),
         Route(f"{PREFIX}/fullcmc", answer("fullcmc", _fullcmc), methods=["GET", "POST"]),
-        Route(f"{PREFIX}/{{label}}/{{rest:path}}", answer("label", _label), methods=["GET", "POST"]),
+        Route(f"{PREFIX}/{{rest:path}}", answer("est", _other)),
     ]
 
 
@@ -323,8 +325,13 @@ async def _fullcmc(_service: EstService, _request: Request) -> Response:
     raise Refusal(501, "Full CMC is not offered here; use simpleenroll and simplereenroll")
 
 
-async def _label(_service: EstService, _request: Request) -> Response:
-    raise Refusal(404, f"there is one CA here, and no label for it: use {PREFIX}/OPERATION")
+async def _other(_service: EstService, request: Request) -> Response:
+    rest = request.path_params["rest"]
+    if (method := _METHODS.get(rest)) is not None:
+        raise Refusal(405, f"{rest} is asked with the method {method}")
+    if "/" in rest:
+        raise Refusal(404, f"there is one CA here, and no label for it: use {PREFIX}/OPERATION")
+    raise Refusal(404, f"there is no such operation of EST; there are {', '.join(_METHODS)}")
 
 
 async def _body(request: Request) -> bytes:
