@@ -1,4 +1,4 @@
-"""A maker, a domain, a device, and a registrar that does what a test tells it, over the loopback interface."""
+"""A maker, a domain, a device, and a registrar on the loopback interface that does what a test tells it."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ class Asked:
 
     @property
     def operation(self) -> str:
-        return self.target.rpartition("/")[2]
+        return self.target.partition("?")[0].rpartition("/")[2]
 
 
 @dataclass

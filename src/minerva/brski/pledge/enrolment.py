@@ -200,14 +200,18 @@ def anchors_of(
 ) -> tuple[x509.Certificate, ...]:
     """Return those of ``authorities`` to be our trust anchors, which a voucher pinned ``pinned`` to.
 
-    That are the roots that ``pinned`` is or leads to, and their successors: roots whose key one of them has
-    signed. Strangers' are left out. Where the registrar pinned itself, with a certificate that nobody
-    else has signed, its word is all there is, and all its roots count.
+    That is the root that ``pinned`` is, or those that it leads to, and their successors: roots whose key one
+    of them has signed. (That a stranger has signed the key of ours means nothing.) Where the registrar itself
+    is pinned, with a certificate that nobody else has signed, its word is all there is: all its roots count.
 
     Raises :class:`AttemptError` if nothing is left.
     """
     roots = roots_of(authorities)
-    found = [root for root in roots if _leads_to(pinned, _between(authorities, roots), root, when)]
+    if _issued(pinned):
+        found = [root for root in roots if _same_authority(pinned, root)]
+    else:
+        between = _between(authorities, roots)
+        found = [root for root in roots if _leads_to(pinned, between, root, when)]
     while successors := [
         root
         for root in roots
@@ -291,8 +295,6 @@ def _leads_to(
     root: x509.Certificate,
     when: datetime | None,
 ) -> bool:
-    if _same_authority(pinned, root):
-        return True
     try:
         validate_path((pinned, *between), (root,), when)
     except PathError:

@@ -123,7 +123,7 @@ class Session:
                 sock = await self._connect()
         except TimeoutError as error:
             raise AttemptError(f"no connection within {HANDSHAKE_SECONDS:g} s") from error
-        stream = await TlsStream.client(sock, self._context)
+        stream = await TlsStream.client(sock, self._context, timeout=HANDSHAKE_SECONDS)
         try:
             self._admit(stream)
         except BaseException:
