@@ -71,6 +71,8 @@ _CSRATTRS = "application/csrattrs"
 
 _METHODS = {"cacerts": "GET", "csrattrs": "GET", "simpleenroll": "POST", "simplereenroll": "POST"}
 
+_ANY_METHOD = ("GET", "POST", "PUT", "PATCH", "DELETE")
+
 # Clients with lines of limited length: libest takes no line of more than a kilobyte.
 _WRAPPED_FOR = ("libest", "cisco est client")
 
@@ -250,7 +252,7 @@ def est_routes(service: EstService) -> list[Route]:
         Route(f"{PREFIX}/simplereenroll", answer("simplereenroll", _reenroll), methods=["POST"]),
         Route(f"{PREFIX}/serverkeygen", answer("serverkeygen", _serverkeygen), methods=["GET", "POST"]),
         Route(f"{PREFIX}/fullcmc", answer("fullcmc", _fullcmc), methods=["GET", "POST"]),
-        Route(f"{PREFIX}/{{rest:path}}", answer("est", _other)),
+        Route(f"{PREFIX}/{{rest:path}}", answer("est", _other), methods=_ANY_METHOD),
     ]
 
 
@@ -328,7 +330,8 @@ async def _fullcmc(_service: EstService, _request: Request) -> Response:
 async def _other(_service: EstService, request: Request) -> Response:
     rest = request.path_params["rest"]
     if (method := _METHODS.get(rest)) is not None:
-        raise Refusal(405, f"{rest} is asked with the method {method}")
+        sentence = f"{rest} is asked with the method {method}\n"
+        return Response(sentence, 405, {"Allow": method}, "text/plain; charset=utf-8")
     if "/" in rest:
         raise Refusal(404, f"there is one CA here, and no label for it: use {PREFIX}/OPERATION")
     raise Refusal(404, f"there is no such operation of EST; there are {', '.join(_METHODS)}")
