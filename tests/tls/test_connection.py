@@ -6,12 +6,14 @@ import random
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from itertools import count
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding
 from OpenSSL import SSL, crypto
 from OpenSSL._util import lib
 
+import minerva.tls.connection
 from minerva.tls.connection import MAX_BACKLOG, MAX_HANDSHAKE_SIZE, TlsConnection
 from minerva.tls.errors import TlsError, TlsPeerError, TlsRefusedError, TlsUsageError
 from minerva.tls.membership import check_peer
@@ -210,6 +212,36 @@ def test_old_versions_are_refused(version: int) -> None:
         other.receive(client_hello(version, [0xC02C, 0xC030, 0xC014]))
     assert alert(other.data_to_send()) == (FATAL, PROTOCOL_VERSION)
     assert other.closed
+
+
+def test_a_peer_that_nobody_checks() -> None:
+    """Enrolment lets bytes pass between strangers; not before the handshake, and nobody becomes a member."""
+    one, other = ends()
+    with pytest.raises(TlsUsageError, match="before the handshake"):
+        one.admit_unchecked()
+    carry(one, other)
+    one.admit_unchecked()
+    one.write(b"hello")
+    carry(one, other)
+    assert other.read() == b""
+    other.admit_unchecked()
+    assert other.read() == b"hello"
+    assert one.member is other.member is None
+    other.refuse()
+    assert other.read() == b""
+    with pytest.raises(TlsUsageError):
+        other.write(b"x")
+
+
+def test_only_enrolment_lets_strangers_in() -> None:
+    """covers: 6.9.2-4"""
+    source = Path(minerva.tls.connection.__file__).parents[1]
+    users = {
+        path.relative_to(source).parts[0]
+        for path in source.rglob("*.py")
+        if "admit_unchecked" in path.read_text()
+    }
+    assert users == {"tls", "https"}
 
 
 def test_a_server_of_an_old_version_is_refused() -> None:

@@ -83,20 +83,21 @@ class ClientProtocol:
         self._body = bytearray()
         self._informational = 0
         self._over = False
+        self._waiting = False
         self.heard = False
         """Whether a byte of the present response has arrived."""
 
     @property
     def usable(self) -> bool:
         """Whether one more request may be sent."""
-        return not self._over and self._http.our_state in (h11.IDLE, h11.DONE)
+        return not self._over and not self._waiting
 
     def send(self, method: str, target: str, headers: Iterable[tuple[str, str]], body: bytes) -> bytes:
         """Return the bytes of a request. Raises :class:`HttpUsageError`."""
-        if self._http.our_state is h11.DONE and not self._over:
+        if not self.usable:
+            raise HttpUsageError("no further request can be made on this connection; make a new one")
+        if self._http.our_state is h11.DONE:
             self._http.start_next_cycle()
-        if self._over or self._http.our_state is not h11.IDLE:
-            raise HttpUsageError("no further request can be made on this connection")
         fields = list(headers)
         if body or method in ("POST", "PUT"):
             fields.append(("Content-Length", str(len(body))))
@@ -110,6 +111,7 @@ class ClientProtocol:
         except (h11.LocalProtocolError, UnicodeError) as error:
             self._over = True
             raise HttpUsageError(f"not a request of HTTP: {error}") from error
+        self._waiting = True
         return b"".join(piece for piece in pieces if piece)
 
     def receive(self, data: bytes) -> Response | None:
@@ -122,6 +124,10 @@ class ClientProtocol:
                 self._advance()
         except h11.RemoteProtocolError as error:
             self._over = True
+            if not data:
+                raise HttpProtocolError(
+                    "the connection was closed before the response was complete"
+                ) from error
             raise HttpProtocolError(f"not a response of HTTP: {shortened(str(error), 200)}") from error
         except HttpProtocolError:
             self._over = True
@@ -151,6 +157,7 @@ class ClientProtocol:
     def _complete(self) -> Response | None:
         if self._response is None or self._http.their_state is h11.SEND_BODY:
             return None
+        self._waiting = False
         # More than the answer: nothing after it can be believed.
         self._over = (
             self._over or self._http.trailing_data[0] != b"" or self._http.their_state is not h11.DONE
@@ -202,7 +209,7 @@ class HttpClient:
         :class:`StreamError`, :class:`HttpProtocolError`; or :class:`HttpUsageError`.
         """
         async with self._busy:
-            if not self.usable:
+            if self._broken:
                 raise HttpUsageError("no further request can be made on this connection; make a new one")
             data = self._protocol.send(method, target, [("Host", self._host), *headers], body)
             self._broken = True
