@@ -266,6 +266,32 @@ def test_decider_closes_the_surplus() -> None:
     assert core.next_timer() is None
 
 
+def test_a_new_certificate_is_shown_by_a_further_connection() -> None:
+    """Make before break: the old connection is closed when the new one has been answered.
+
+    covers: 6.2.5.2-2
+    """
+    core = _node()
+    core.reauthenticate(1, PEER, 0.5)
+    assert _events(core) == []
+    _connected(core, LOWER, 1.0, "old")
+    core.reauthenticate(1, PEER, 50.0)
+    core.reauthenticate(1, PEER, 50.0)
+    assert _events(core) == [Initiate(1, PEER, 500)]
+    core.failed(1, PEER, True, "no answer", None, 55.0)
+    assert (_row(core).state, _row(core).connections) == (State.CONNECTED, ("old",))
+    core.reauthenticate(1, PEER, 56.0)
+    assert _events(core) == []
+    core.reauthenticate(1, PEER, 55.0 + MRT)
+    assert _events(core) == [Initiate(1, PEER, 500)]
+    core.connected(1, PEER, "new", True, LOWER, 700.0)
+    for connection in ("old", "new"):
+        core.answered(1, PEER, connection, 700.1)
+    core.on_timer(700.1 + SURPLUS)
+    assert _events(core)[-1] == CloseConnection("old", "surplus: another connection to it is kept")
+    assert (_row(core).state, _row(core).connections) == (State.CONNECTED, ("new",))
+
+
 def test_what_the_peer_does_not_answer_by_is_replaced() -> None:
     """The old connection of a peer that has restarted ends by itself; the Decider closes nothing.
 

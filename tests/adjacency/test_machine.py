@@ -121,6 +121,11 @@ class AdjacencyMachine(RuleBasedStateMachine):
             self.core.closed(*key, connection, "closed", by_peer, self.now)
             self._act()
 
+    @rule(port=PORTS, address=ADDRESSES)
+    def renew(self, port: int, address: IPv6Address) -> None:
+        self.core.reauthenticate(port, address, self.now)
+        self._act()
+
     @rule(pick=st.integers(0, 20))
     def answer(self, pick: int) -> None:
         if self.asked:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from minerva.core.secret import Secret
 from minerva.pki.errors import IdentityError
-from minerva.pki.identity import Identity, check_own, load_identity
+from minerva.pki.identity import Identity, check_own, finish_storing, load_identity, store_identity
 
 from .certs import DAY, NOW, Ca, node_name
 
@@ -29,6 +31,49 @@ def write(directory: Path, cert: bytes, chain: bytes, anchors: bytes) -> Path:
     for name, data in (("cert.pem", cert), ("chain.pem", chain), ("anchors.pem", anchors)):
         (directory / name).write_bytes(data)
     return directory
+
+
+def contents(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
+
+
+def test_power_fails_while_an_identity_is_stored(
+    ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At every step of it: afterwards all is the old one's or all is the new one's, and there is nothing else.
+
+    covers: 6.2.5.5-5
+    """
+    old = {"cert.pem": b"old", "chain.pem": b"old", "anchors.pem": b"old", "key.pem": b"old"}
+    identity = Identity.from_certificates(ca.node(OWN), (), (ca.certificate,))
+    replace, steps = Path.replace, 0
+
+    def failing(self: Path, target: Path) -> Path:
+        nonlocal steps
+        if steps == 0:
+            raise KeyboardInterrupt
+        steps -= 1
+        return replace(self, target)
+
+    seen = []
+    for number in range(9):
+        directory = tmp_path / str(number)
+        directory.mkdir()
+        for name, data in old.items():
+            (directory / name).write_bytes(data)
+        steps = number
+        with monkeypatch.context() as patch:
+            patch.setattr(Path, "replace", failing)
+            with suppress(KeyboardInterrupt):
+                store_identity(directory, identity, Secret(b"new key"))
+        finish_storing(directory)
+        found = contents(directory)
+        assert sorted(path.name for path in directory.iterdir()) == sorted(old)
+        assert found == old or load_identity(directory) == identity
+        assert (found["key.pem"] == b"new key") is (found["cert.pem"] != b"old")
+        seen.append(found["key.pem"])
+    assert seen == [b"old"] * 4 + [b"new key"] * 5
+    assert (tmp_path / "8" / "key.pem").stat().st_mode & 0o777 == 0o600
 
 
 def test_load(ca: Ca, tmp_path: Path) -> None:
