@@ -40,7 +40,7 @@ def contents(directory: Path) -> dict[str, bytes]:
 def test_power_fails_while_an_identity_is_stored(
     ca: Ca, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At every step of it: afterwards all is the old one's or all is the new one's, and there is nothing else.
+    """At every step of it: afterwards all is the old one's or all is the new one's, and no more.
 
     covers: 6.2.5.5-5
     """
