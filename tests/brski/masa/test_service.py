@@ -101,7 +101,7 @@ def test_a_chain_that_is_not_of_one_piece_is_refused(maker: Maker, domain: Domai
     device = maker.device()
     namesake = Domain(domain.name, tmp_path / "namesake")
     request = domain.request(device.serial_number, new_nonce(), chain=namesake.chain)
-    rejects(maker, request, 403, "did not sign")
+    rejects(maker, request, 403, "is not our CA of that name")
     request = domain.request(device.serial_number, new_nonce())
     later = NOW + timedelta(days=60)
     rejects(maker, request, 403, "expired", when=later)

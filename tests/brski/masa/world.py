@@ -156,10 +156,16 @@ class Maker:
 
     @classmethod
     def create(
-        cls, directory: Path, *, url: str | None = None, sales: str = "open", **settings: Any
+        cls,
+        directory: Path,
+        *,
+        at: str = "masa.example.com:9443",
+        url: str | None = None,
+        sales: str = "open",
+        **settings: Any,
     ) -> Maker:
-        """Make one."""
-        chosen = Settings("Maker", "masa.example.com:9443", url or "masa.db", sales, **settings)
+        """Make one; ``url`` is that of its database."""
+        chosen = Settings("Maker", at, url or "masa.db", sales, **settings)
         directory.mkdir(parents=True, exist_ok=True)
         database = Database(open_engine(chosen.database_at(directory)))
         database.create()

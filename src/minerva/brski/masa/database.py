@@ -216,30 +216,74 @@ def key_of(certificate: x509.Certificate) -> bytes:
     return hashlib.sha256(key).digest()
 
 
+# The statements of the HTTP interface. They are made once: SQLAlchemy needs longer for it than the database
+# for the answer.
 _owner, _assigned = _owners.alias("owner"), _owners.alias("assigned")
 _DEVICES = sa.select(
     _devices,
     *(
-        column.label(f"owner_{column.name}")
-        for column in (_owner.c.key, _owner.c.certificate, _owner.c.domain_id)
-    ),
-    *(
-        column.label(f"assigned_{column.name}")
-        for column in (_assigned.c.key, _assigned.c.certificate, _assigned.c.domain_id)
+        table.c[name].label(f"{table.name}_{name}")
+        for table in (_owner, _assigned)
+        for name in ("key", "certificate", "domain_id")
     ),
 ).select_from(
     _devices.outerjoin(_owner, _owner.c.id == _devices.c.owner_id).outerjoin(
         _assigned, _assigned.c.id == _devices.c.assigned_id
     )
 )
-_LOG = (
+_DEVICE = _DEVICES.where(_devices.c.serial_number == sa.bindparam("serial_number"))
+_VOUCHERS = sa.select(_vouchers, _owners.c.key, _owners.c.certificate, _owners.c.domain_id).join(
+    _owners, _owners.c.id == _vouchers.c.owner_id
+)
+_ANSWER = _VOUCHERS.where(
+    _vouchers.c.device_id == sa.bindparam("device_id"),
+    _vouchers.c.request_digest == sa.bindparam("request_digest"),
+)
+_LOGS = (
     sa.select(_log, _owners.c.key)
     .join(_owners, _owners.c.id == _log.c.owner_id)
     .order_by(_log.c.date.desc(), _log.c.domain_id, _log.c.nonced)
 )
-_VOUCHERS = sa.select(_vouchers, _owners.c.key, _owners.c.certificate, _owners.c.domain_id).join(
-    _owners, _owners.c.id == _vouchers.c.owner_id
+_LOG = _LOGS.where(_log.c.device_id == sa.bindparam("device_id"))
+_LOG_AT = _LOGS.where(
+    _log.c.device_id
+    == sa.select(_log.c.device_id).where(_log.c.slug == sa.bindparam("slug")).scalar_subquery()
 )
+_OWNER_ID = sa.select(_owners.c.id).where(_owners.c.key == sa.bindparam("owner_key"))
+_UNCHANGED = (
+    sa.update(_devices)
+    .where(_devices.c.id == sa.bindparam("device_id"), _devices.c.version == sa.bindparam("seen_version"))
+    .values(last_voucher=sa.bindparam("created"))
+)
+_OWNED = _UNCHANGED.values(
+    owner_id=sa.bindparam("new_owner_id"),
+    owned_since=sa.bindparam("created"),
+    version=_devices.c.version + 1,
+)
+_INSERT_VOUCHER = sa.insert(_vouchers)
+
+
+def _add_owner(insert: sqlite.Insert | postgresql.Insert) -> sa.Insert:
+    return insert.on_conflict_do_nothing()
+
+
+def _count_voucher(insert: sqlite.Insert | postgresql.Insert) -> sa.Insert:
+    newest = {name: insert.excluded[name] for name in ("date", "nonce", "assertion")}
+    return insert.on_conflict_do_update(
+        index_elements=[_log.c.device_id, _log.c.domain_id, _log.c.nonced],
+        set_={**newest, "issued": _log.c.issued + 1},
+    ).returning(_log.c.issued)
+
+
+# Both databases know ON CONFLICT, but SQLAlchemy has no common word for it.
+_ADD_OWNER = {
+    "sqlite": _add_owner(sqlite.insert(_owners)),
+    "postgresql": _add_owner(postgresql.insert(_owners)),
+}
+_COUNT_VOUCHER = {
+    "sqlite": _count_voucher(sqlite.insert(_log)),
+    "postgresql": _count_voucher(postgresql.insert(_log)),
+}
 
 
 class Database:
@@ -299,8 +343,18 @@ class Database:
     def device(self, serial_number: str) -> DeviceRecord | None:
         """Return a device."""
         with reading(self._engine) as connection:
-            row = connection.execute(_DEVICES.where(_devices.c.serial_number == serial_number)).one_or_none()
+            row = connection.execute(_DEVICE, {"serial_number": serial_number}).one_or_none()
         return None if row is None else _device(row)
+
+    def look_up(self, serial_number: str, request_digest: bytes) -> tuple[DeviceRecord | None, Entry | None]:
+        """Return a device, and the voucher that was issued for a request, in one step."""
+        with reading(self._engine) as connection:
+            row = connection.execute(_DEVICE, {"serial_number": serial_number}).one_or_none()
+            if row is None:
+                return None, None
+            key = {"device_id": row.id, "request_digest": request_digest}
+            answer = connection.execute(_ANSWER, key).one_or_none()
+        return _device(row), None if answer is None else _entry(answer)
 
     def devices(self) -> Iterator[DeviceRecord]:
         """Yield all devices in the order in which they were made."""
@@ -327,48 +381,54 @@ class Database:
         rests = (name.removeprefix(prefix) for name in names if name.startswith(prefix))
         return max((int(rest) for rest in rests if rest.isdigit()), default=0)
 
-    def answer(self, device: DeviceRecord, request_digest: bytes) -> Entry | None:
-        """Return the voucher that was issued for a request."""
-        with reading(self._engine) as connection:
-            row = connection.execute(
-                _VOUCHERS.where(
-                    _vouchers.c.device_id == device.id, _vouchers.c.request_digest == request_digest
-                )
-            ).one_or_none()
-        return None if row is None else _entry(row)
-
     def record(self, device: DeviceRecord, entry: Entry) -> bool:
         """Record a voucher, whose domain becomes the owner if there is none. On return it is on the disk.
 
         Returns whether that was done: not if ``device`` is no longer as it was, or the request was
         answered meanwhile.
         """
-        changes: dict[str, object] = {"last_voucher": entry.created}
         try:
             with writing(self._engine) as connection:
                 owner_id = _owner_id(connection, entry.owner)
-                if device.owner is None:
-                    changes |= {
-                        "owner_id": owner_id,
-                        "owned_since": entry.created,
-                        "version": device.version + 1,
-                    }
-                if not _change(connection, device, changes):
+                values = {
+                    "device_id": device.id,
+                    "seen_version": device.version,
+                    "created": entry.created,
+                    "new_owner_id": owner_id,
+                }
+                if device.owner is not None:
+                    del values["new_owner_id"]
+                if connection.execute(_UNCHANGED if device.owner else _OWNED, values).rowcount != 1:
                     return False
                 connection.execute(
-                    sa.insert(_vouchers).values(
-                        device_id=device.id,
-                        owner_id=owner_id,
-                        request_digest=entry.request_digest,
-                        nonce=entry.nonce,
-                        assertion=entry.assertion,
-                        created=entry.created,
-                        expires=entry.expires,
-                        peer=entry.peer[:MAX_TEXT],
-                        voucher=entry.voucher,
-                    )
+                    _INSERT_VOUCHER,
+                    {
+                        "device_id": device.id,
+                        "owner_id": owner_id,
+                        "request_digest": entry.request_digest,
+                        "nonce": entry.nonce,
+                        "assertion": entry.assertion,
+                        "created": entry.created,
+                        "expires": entry.expires,
+                        "peer": entry.peer[:MAX_TEXT],
+                        "voucher": entry.voucher,
+                        "void": False,
+                    },
                 )
-                issued = _count(connection, device, owner_id, entry)
+                issued = connection.execute(
+                    _COUNT_VOUCHER[connection.dialect.name],
+                    {
+                        "device_id": device.id,
+                        "domain_id": entry.owner.domain_id,
+                        "nonced": entry.nonce is not None,
+                        "owner_id": owner_id,
+                        "date": entry.created,
+                        "nonce": entry.nonce,
+                        "assertion": entry.assertion,
+                        "issued": 1,
+                        "slug": secrets.token_urlsafe(24),
+                    },
+                ).scalar_one()
                 if issued % (KEPT_VOUCHERS // 2) == 0:
                     _prune(connection, device)
         except sa.exc.IntegrityError:
@@ -378,14 +438,13 @@ class Database:
     def log(self, device: DeviceRecord) -> list[LogEntry]:
         """Return the log of a device, the newest entry first."""
         with reading(self._engine) as connection:
-            rows = connection.execute(_LOG.where(_log.c.device_id == device.id)).all()
+            rows = connection.execute(_LOG, {"device_id": device.id}).all()
         return list(map(_log_entry, rows))
 
     def log_at(self, slug: str) -> list[LogEntry]:
         """Return the log whose URL ends in ``slug``; empty if there is none."""
-        device_id = sa.select(_log.c.device_id).where(_log.c.slug == slug).scalar_subquery()
         with reading(self._engine) as connection:
-            rows = connection.execute(_LOG.where(_log.c.device_id == device_id)).all()
+            rows = connection.execute(_LOG_AT, {"slug": slug}).all()
         return list(map(_log_entry, rows))
 
     def vouchers(self, device: DeviceRecord) -> list[Entry]:
@@ -504,35 +563,13 @@ def _change(connection: sa.Connection, device: DeviceRecord, changes: dict[str, 
 
 
 def _owner_id(connection: sa.Connection, owner: Owner) -> int:
-    query = sa.select(_owners.c.id).where(_owners.c.key == owner.key)
-    number = connection.scalar(query)
+    number = connection.scalar(_OWNER_ID, {"owner_key": owner.key})
     if number is None:
         values = {"key": owner.key, "certificate": owner.certificate, "domain_id": owner.domain_id}
-        connection.execute(_insert(connection, _owners).values(values).on_conflict_do_nothing())
-        number = connection.execute(query).scalar_one()
+        connection.execute(_ADD_OWNER[connection.dialect.name], values)
+        number = connection.scalar(_OWNER_ID, {"owner_key": owner.key})
+    assert number is not None
     return int(number)
-
-
-def _count(connection: sa.Connection, device: DeviceRecord, owner_id: int, entry: Entry) -> int:
-    newest = {"date": entry.created, "nonce": entry.nonce, "assertion": entry.assertion}
-    statement = (
-        _insert(connection, _log)
-        .values(
-            device_id=device.id,
-            domain_id=entry.owner.domain_id,
-            nonced=entry.nonce is not None,
-            owner_id=owner_id,
-            issued=1,
-            slug=secrets.token_urlsafe(24),
-            **newest,
-        )
-        .on_conflict_do_update(
-            index_elements=[_log.c.device_id, _log.c.domain_id, _log.c.nonced],
-            set_={**newest, "issued": _log.c.issued + 1},
-        )
-        .returning(_log.c.issued)
-    )
-    return int(connection.execute(statement).scalar_one())
 
 
 def _prune(connection: sa.Connection, device: DeviceRecord) -> None:
@@ -543,13 +580,6 @@ def _prune(connection: sa.Connection, device: DeviceRecord) -> None:
             _vouchers.c.device_id == device.id, _vouchers.c.id <= newest_to_go.scalar_subquery()
         )
     )
-
-
-def _insert(connection: sa.Connection, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
-    # Both databases know ON CONFLICT, but SQLAlchemy has no common word for it.
-    if connection.dialect.name == "postgresql":
-        return postgresql.insert(table)
-    return sqlite.insert(table)
 
 
 def _device(row: sa.Row[Any]) -> DeviceRecord:

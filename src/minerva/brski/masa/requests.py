@@ -11,6 +11,7 @@ import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
@@ -242,11 +243,12 @@ def _domain_path(signed: Signed, now: datetime) -> tuple[x509.Certificate, ...]:
         path, others = [signed.chain[0]], list(signed.chain[1:])
         while path[-1].issuer != path[-1].subject:
             named = [certificate for certificate in others if certificate.subject == path[-1].issuer]
-            issuer = next((certificate for certificate in named if _issued(certificate, path[-1])), None)
-            if issuer is None:
-                if named:
-                    raise PathError("a CA with the name of the issuer came along, but did not sign")
+            if not named:
                 break
+            # Of one it is seen below whether it signed.
+            issuer = (
+                named[0] if len(named) == 1 else next(filter(partial(_signed, path[-1]), named), named[0])
+            )
             others.remove(issuer)
             path.append(issuer)
         return validate_path(path, path[-1:], now)
@@ -258,7 +260,7 @@ def _domain_path(signed: Signed, now: datetime) -> tuple[x509.Certificate, ...]:
         ) from error
 
 
-def _issued(issuer: x509.Certificate, certificate: x509.Certificate) -> bool:
+def _signed(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
     try:
         certificate.verify_directly_issued_by(issuer)
     except (*UNREADABLE, InvalidSignature):

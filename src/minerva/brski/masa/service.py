@@ -51,8 +51,8 @@ class Masa:
         checked = False
         # Others may be faster. Then what was decided is decided again, on what there is now.
         for _ in range(_ATTEMPTS):
-            device = self._device(request)
-            if (answer := self._database.answer(device, request.digest)) is not None:
+            device, answer = self._look_up(request)
+            if answer is not None:
                 check_owner(device, request, now)
                 if answer.void:
                     raise _stale(device)
@@ -85,7 +85,7 @@ class Masa:
         there, and for a registrar whose domain never owned it.
         """
         request = self._recall(data) or open_request(data, now)
-        device = self._device(request)
+        device, _ = self._look_up(request)
         entries = self._database.log(device)
         keys = request.keys
         own = [entry for entry in entries if entry.key in keys]
@@ -102,15 +102,18 @@ class Masa:
             raise Refusal(_NOT_FOUND, "there is no such log")
         return audit_log(entries)
 
-    def _device(self, request: DomainRequest) -> DeviceRecord:
+    def _look_up(self, request: DomainRequest) -> tuple[DeviceRecord, Entry | None]:
+        """Return the device of a request, and the voucher if the request was answered before."""
         serial_number, issuer = request.request.serial_number, request.request.idevid_issuer
         # Not every text can be asked for in a database.
-        device = self._database.device(serial_number) if is_serial_number(serial_number) else None
+        if not is_serial_number(serial_number):
+            raise _unknown(serial_number)
+        device, answer = self._database.look_up(serial_number, request.digest)
         if device is None:
             raise _unknown(serial_number)
         if issuer is not None and not same_issuer(issuer, load_certificate(device.idevid)):
             raise _unknown(serial_number)
-        return device
+        return device, answer
 
     def _make(
         self, device: DeviceRecord, request: DomainRequest, assertion: Assertion, peer: str, now: datetime
