@@ -446,6 +446,21 @@ def test_the_end_of_a_rollover(tmp_path: Path) -> None:
         check_membership((before.certificate, *before.chain), last, when=NOW, channel=True)
 
 
+def test_the_old_root_expires_in_a_rollover(tmp_path: Path) -> None:
+    """covers: 6.2.4-3"""
+    old = CertificateAuthority.create(DOMAIN, tmp_path / "old", now=NOW, lifetime=100 * DAY)
+    new = CertificateAuthority.create(DOMAIN, tmp_path / "new", predecessor=old, now=NOW)
+    issuing = new.issue_ca(tmp_path / "issuing", now=NOW)
+    one, other = issuing.issue(now=NOW), issuing.issue(now=NOW)
+    for when in (NOW, NOW + 200 * DAY):
+        chain = (other.certificate, *other.chain)
+        member = check_membership(chain, identity(one), when=when, channel=True)
+        # By the shorter path, which the old root has no part in.
+        assert member.expires == other.certificate.not_valid_after_utc
+    with pytest.raises(PathError, match="expired"):
+        validate_path((other.certificate, *other.chain), old.anchors, NOW + 200 * DAY)
+
+
 def test_a_second_rollover(tmp_path: Path) -> None:
     """Before the first has ended: a node that knows only the first root still finds a path."""
     old, new, before, _ = rollover(tmp_path)
