@@ -168,7 +168,7 @@ class _PssParameters(core.Sequence):  # type: ignore[misc]
     _fields: ClassVar[_Fields] = [
         ("hash", _Algorithm, {"explicit": 0}),
         ("mask", _Algorithm, {"explicit": 1}),
-        ("salt_length", core.Integer, {"explicit": 2}),
+        ("salt_length", core.Integer, {"explicit": 2, "default": 20}),
         ("trailer", core.Integer, {"explicit": 3, "default": 1}),
     ]
 
