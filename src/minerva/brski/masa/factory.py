@@ -27,6 +27,9 @@ from minerva.pki.idevid import serial_number as serial_number_of
 from minerva.pki.keys import KeyType, PrivateKey, generate_key
 from minerva.pki.request import load_request
 
+KEY_TYPES = (KeyType.P256, KeyType.P384, KeyType.RSA2048)
+"""The kinds of key that devices get. Every registrar verifies them."""
+
 P12_FILE = "device.p12"
 
 _AT_A_TIME = 100
