@@ -133,11 +133,12 @@ class EstService:
     ) -> x509.Certificate:
         """Return the certificate that /simpleenroll, or with ``renew`` /simplereenroll, answers.
 
+        Clients such as strongSwan's take simplereenroll whenever they have any certificate. What counts is
+        which: with an IDevID a device enrols, and with its certificate of this domain it renews that.
         Raises :class:`Refusal`.
         """
         now = self.now()
-        request = _load(body)
-        domain, client, name = await asyncio.to_thread(self._before, chain, request, renew, now)
+        domain, client, name, request = await asyncio.to_thread(self._before, chain, body, renew, now)
         if problem := self.authority.problem(domain, now):
             raise Refusal(503, f"the CA cannot sign now: {problem}", retry_after=RETRY_AFTER)
         subject = None if client.own is None else client.own.subject
@@ -151,20 +152,15 @@ class EstService:
         return certificate
 
     def _before(
-        self, chain: Sequence[x509.Certificate], request: CertificateRequest, renew: bool, now: datetime
-    ) -> tuple[Domain, Client, AcpNodeName]:
+        self, chain: Sequence[x509.Certificate], body: bytes, renew: bool, now: datetime
+    ) -> tuple[Domain, Client, AcpNodeName, CertificateRequest]:
         """Check all that can be checked without writing; return what the certificate is made of."""
         with reading(self.engine) as connection:
             domain = load_domain(connection)
             client = self._client(connection, chain, now)
             name = assigned(connection, client.device.id, domain.name)
         who = client.device
-        if renew and client.own is None:
-            raise Refusal(
-                403,
-                "a certificate is renewed over TLS with that certificate; with an IDevID use simpleenroll",
-                device_id=who.id,
-            )
+        request = _load(body, who)
         if name is None:
             raise Refusal(
                 400, "ask /csrattrs first for the name that the request has to hold", device_id=who.id
@@ -176,7 +172,7 @@ class EstService:
         except RequestError as error:
             raise Refusal(400, str(error), device_id=who.id) from error
         _check_extensions(request, who)
-        return domain, client, name
+        return domain, client, name, request
 
     def _after(
         self,
@@ -353,11 +349,11 @@ def _answer(request: Request, der: bytes, media_type: str) -> Response:
     return Response(encode_base64(der, wrapped=wrapped), 200, media_type=media_type)
 
 
-def _load(body: bytes) -> CertificateRequest:
+def _load(body: bytes, device: Device) -> CertificateRequest:
     try:
         return load_request(decode_base64(body))
     except (EstDecodeError, RequestError) as error:
-        raise Refusal(400, str(error)) from error
+        raise Refusal(400, str(error), device_id=device.id) from error
 
 
 def _owner(connection: Connection, certificate: x509.Certificate) -> Client | None:
