@@ -60,6 +60,7 @@ class TcpStream:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.deadline: float | None = None
         self._socket = sock
+        self._descriptor = sock.fileno()
         self._loop = asyncio.get_running_loop()
         self._reader: asyncio.Future[None] | None = None
         self._writer: asyncio.Future[None] | None = None
@@ -108,8 +109,9 @@ class TcpStream:
     def abort(self) -> None:
         """Close the socket at once."""
         if not self.closed:
-            self._loop.remove_reader(self._socket)
-            self._loop.remove_writer(self._socket)
+            if self._watched:
+                self._loop.remove_reader(self._descriptor)
+            self._loop.remove_writer(self._descriptor)
             self._watched = False
             self._socket.close()
             # Who still waits is told by _expect_open.
@@ -124,7 +126,7 @@ class TcpStream:
     async def _readable(self) -> None:
         self._reader = self._loop.create_future()
         if not self._watched:
-            self._loop.add_reader(self._socket, self._has_come)
+            self._loop.add_reader(self._descriptor, self._has_come)
             self._watched = True
         await self._until(self._reader)
 
@@ -142,17 +144,17 @@ class TcpStream:
             _wake(self._reader)
             if self._arrived:
                 return
-        self._loop.remove_reader(self._socket)
+        self._loop.remove_reader(self._descriptor)
         self._watched = False
 
     async def _writable(self) -> None:
         self._writer = self._loop.create_future()
-        self._loop.add_writer(self._socket, _wake, self._writer)
+        self._loop.add_writer(self._descriptor, _wake, self._writer)
         try:
             await self._until(self._writer)
         finally:
             if not self.closed:
-                self._loop.remove_writer(self._socket)
+                self._loop.remove_writer(self._descriptor)
 
     async def _until(self, ready: asyncio.Future[None]) -> None:
         """Wait until ``ready``, at most until the deadline."""
