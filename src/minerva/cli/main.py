@@ -23,10 +23,12 @@ INTERRUPTED = 130
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
     "connect": ("minerva.cli.connect", "connect", "Run this machine's node in the foreground."),
+    "factory-reset": ("minerva.cli.pledge", "factory_reset", "Make this machine forget its domain."),
     "inventory": ("minerva.cli.inventory", "inventory", "List the machines of the domain."),
     "exec": ("minerva.cli.node", "exec_command", "Run a command in a namespace of the node."),
     "grasp": ("minerva.cli.grasp", "grasp", "Discover, synchronize, negotiate and flood in the ACP."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
+    "pledge": ("minerva.cli.pledge", "pledge", "Make this machine a member of a domain, by hand."),
     "registrar": ("minerva.cli.registrar", "registrar", "Let new devices into a domain."),
     "masa": ("minerva.cli.masa", "masa", "Be the maker of devices: identities, and who owns them."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),

@@ -144,6 +144,26 @@ def finish_storing(directory: Path) -> None:
     new.rmdir()
 
 
+def remove_identity(directory: Path) -> bool:
+    """Remove the identity in ``directory``, and one that is about to take its place. Raises OSError.
+
+    Returns whether there was any, or a part of one. The certificate goes first: whenever the power fails,
+    the node is then none, and the rest can be removed by another try.
+    """
+    files = [
+        place / name
+        for place in (directory / _NEW_DIRECTORY, directory)
+        for name in (CERTIFICATE_FILE, KEY_FILE, CHAIN_FILE, ANCHORS_FILE)
+    ]
+    found = [path for path in files if path.exists()]
+    for path in found:
+        path.unlink()
+        sync_directory(path.parent)
+    # What is left there are at most files that were not written to their end.
+    finish_storing(directory)
+    return bool(found)
+
+
 def check_own(identity: Identity, when: datetime) -> None:
     """Raise :class:`IdentityError` unless our certificate is good at ``when``, which has a time zone."""
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
@@ -59,6 +60,14 @@ class Device:
         if key.public_key() != certificate.public_key():
             raise DeviceError(f"{KEY_FILE} and {CERTIFICATE_FILE} do not belong together; {_REMEDY}")
         return cls(certificate, _load(chain_pem, CHAIN_FILE), anchors, key, serial)
+
+    def believable(self, now: datetime) -> datetime | None:
+        """Return ``now``, what the clock says, or ``None`` if it cannot be right.
+
+        The device was not made in the future: a clock before the IDevID's beginning has not been set since
+        the power came (RFC 8995 section 2.6.1).
+        """
+        return None if now < self.certificate.not_valid_before_utc else now
 
 
 def load_device(directory: Path) -> Device:
