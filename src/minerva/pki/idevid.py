@@ -98,8 +98,22 @@ def masa_url(certificate: x509.Certificate) -> str | None:
     for oid in (MASA_URL_OID, OLD_MASA_URL_OID):
         for extension in extensions:
             if extension.oid == oid and isinstance(extension.value, x509.UnrecognizedExtension):
-                return normalise_masa_url(_string(extension.value.value))
+                return decode_masa_url(extension.value.value)
     return None
+
+
+def decode_masa_url(der: bytes) -> str:
+    """Return the URL that the MASA URL extension ``der`` stands for. Raises :class:`IdevidError`.
+
+    It is an IA5String, or the UTF8String that some makers write.
+    """
+    try:
+        value = core.load(der, strict=True)
+        if isinstance(value, core.IA5String | core.UTF8String):
+            return normalise_masa_url(str(value.native))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise IdevidError("the MASA URL extension of the certificate is not in DER") from error
+    raise IdevidError("the MASA URL extension of the certificate is not an IA5String")
 
 
 def normalise_masa_url(text: str) -> str:
@@ -228,17 +242,6 @@ def _hardware_serial(octets: bytes) -> str:
     # Most makers put text there. What is none is written as hexadecimal digits.
     text = octets.decode("latin-1")
     return text if text.isascii() and text.isprintable() else octets.hex()
-
-
-def _string(der: bytes) -> str:
-    """Return the text of an IA5String, or of the UTF8String that some makers write."""
-    try:
-        value = core.load(der, strict=True)
-        if isinstance(value, core.IA5String | core.UTF8String):
-            return str(value.native)
-    except (ValueError, TypeError, RecursionError) as error:
-        raise IdevidError("the MASA URL extension of the certificate is not in DER") from error
-    raise IdevidError("the MASA URL extension of the certificate is not an IA5String")
 
 
 def _authority(text: str, shown: str) -> str:
