@@ -114,6 +114,53 @@ def init(
     _show(made, as_json)
 
 
+@registrar.command(short_help="Put a new CA into the place of the old one.")
+@directory_option
+@click.option("--root", "new_root", is_flag=True, help="Make a new root, too.")
+@click.option(
+    "--keep",
+    type=click.IntRange(0, 10**9),
+    help="For how many seconds clients are told of the old CA.  [default: two lifetimes of a certificate]",
+)
+@json_option
+def rollover(directory: Path, new_root: bool, keep: int | None, as_json: bool) -> None:
+    """Make a new issuing CA and sign with it from now on, without an outage.
+
+    The key of the root CA has to be in its directory for this. Certificates of the old issuing CA stay good
+    until they expire; nodes get the new ones when they renew.
+    """
+    from datetime import UTC, datetime, timedelta
+
+    from minerva.brski.registrar.config import load
+    from minerva.brski.registrar.database import check_schema, open_database
+    from minerva.brski.registrar.rollover import roll_over
+
+    engine = open_database(load(directory).database_url(directory))
+    check_schema(engine)
+    made = roll_over(
+        directory,
+        engine,
+        now=datetime.now(UTC),
+        new_root=new_root,
+        keep=None if keep is None else timedelta(seconds=keep),
+    )
+    if as_json:
+        click.echo(
+            json.dumps(
+                {
+                    "issuing": str(made.issuing),
+                    "root": None if made.root is None else str(made.root),
+                    "until": made.until.isoformat(),
+                }
+            )
+        )
+        return
+    click.echo(f"the issuing CA is now that in {made.issuing}")
+    if made.root is not None:
+        click.echo(f"the root CA is now that in {made.root}; take its key offline")
+    click.echo(f"clients are told of the old CA until {made.until:%Y-%m-%d %H:%M} UTC")
+
+
 def _show(made: Made, as_json: bool) -> None:
     if as_json:
         click.echo(

@@ -153,9 +153,13 @@ def serial_text(certificate: x509.Certificate) -> str:
 
 
 def add_ca_certificate(
-    connection: Connection, certificate: x509.Certificate, role: Role, when: datetime
+    connection: Connection,
+    certificate: x509.Certificate,
+    role: Role,
+    when: datetime,
+    until: datetime | None = None,
 ) -> None:
-    """Let clients get a certificate of a CA with /cacerts."""
+    """Let clients get a certificate of a CA with /cacerts, for good or ``until`` they need it no longer."""
     der = certificate.public_bytes(Encoding.DER)
     connection.execute(
         sa.insert(ca_certificates).values(
@@ -164,6 +168,7 @@ def add_ca_certificate(
             key_id=key_identifier(certificate),
             der=der,
             added=when,
+            until=until,
         )
     )
     if role is Role.ISSUING:
