@@ -76,7 +76,7 @@ class _Interface:
 
     async def request_voucher(self, request: Request) -> Response:
         """Answer POST requestvoucher."""
-        _check_accept(request)
+        check_accept(request)
         data = await _body(request)
         peer = _peer(request)
         voucher = await self._run(lambda: self._masa.request_voucher(data, peer=peer, now=self._now()))
@@ -117,7 +117,7 @@ async def _body(request: Request) -> bytes:
     return bytes(data)
 
 
-def _check_accept(request: Request) -> None:
+def check_accept(request: Request) -> None:
     """Raise :class:`Refusal` unless the client takes our vouchers (RFC 8995 section 5.6, RFC 9110 12.5.1)."""
     wanted: dict[str, bool] = {}
     for part in ",".join(request.headers.getlist("accept")).split(","):
