@@ -19,6 +19,7 @@ class Inner:
 @dataclass(frozen=True)
 class Outer:
     inner: Inner = field(default_factory=Inner)
+    others: dict[str, Inner] = field(default_factory=dict)
     number: int = 7
     text: str = "x"
 
@@ -26,6 +27,7 @@ class Outer:
 def test_what_is_not_said_has_its_default() -> None:
     assert settings.parse(Outer, "", "f") == Outer()
     assert settings.parse(Outer, '[inner]\nnames = ["a"]', "f") == Outer(Inner(("a",)))
+    assert settings.parse(Outer, '[others."x:1"]\nflag = true', "f").others == {"x:1": Inner(flag=True)}
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,9 @@ def test_what_is_not_said_has_its_default() -> None:
         ("[inner]\nnames = [1]", "f: inner.names must be a list of strings"),
         ("[inner]\nflag = 1", "f: inner.flag must be true or false"),
         ("[inner]\nother = 1", "f: inner: there is no setting 'other'; there are: flag, names"),
+        ('[others."x:1"]\nflag = 1', 'f: others."x:1".flag must be true or false'),
+        ("others = 1", "f: others must be a table of tables"),
+        ("others.x = 1", 'f: others."x" must be a table'),
         ("number =", "f is not TOML"),
     ],
 )

@@ -17,7 +17,8 @@ _WORDS = {bool: "true or false", str: "a string", int: "a whole number"}
 def parse(cls: type[_T], text: str, source: str, separator: str = ": ") -> _T:
     """Return the dataclass ``cls`` made from TOML ``text``, which comes from ``source``.
 
-    Its fields, and those of dataclasses in it, are bool, str, int and tuple[str, ...]; all need defaults.
+    Its fields, and those of dataclasses in it, are bool, str, int, tuple[str, ...] and dict[str, ...] of
+    dataclasses; all need defaults.
     ``separator`` stands between ``source`` and the name of a setting. Raises :class:`UsageError`.
     """
     try:
@@ -44,6 +45,11 @@ def _build(cls: Any, value: object, where: str, separator: str = ".") -> Any:
 def _convert(kind: Any, value: object, where: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _build(kind, value, where)
+    if typing.get_origin(kind) is dict:
+        if not isinstance(value, dict):
+            raise UsageError(f"{where} must be a table of tables")
+        inner = typing.get_args(kind)[1]
+        return {name: _convert(inner, item, f'{where}."{name}"') for name, item in value.items()}
     if kind == tuple[str, ...]:
         if isinstance(value, list) and all(isinstance(item, str) for item in value):
             return tuple(value)

@@ -57,15 +57,27 @@ class Pledges:
 
 
 @dataclass(frozen=True, slots=True)
+class Login:
+    """How the registrar shows a manufacturer's service whose it is (RFC 8995 section 5.4.1)."""
+
+    certificate: str = ""
+    """A PEM file with a certificate and its chain; without one, none is shown."""
+    key: str = ""
+    """The PEM file with its private key."""
+    user: str = ""
+    """The name for HTTP Basic authentication; without one, there is none."""
+    password_file: str = ""
+    """The file whose first line is the password."""
+
+
+@dataclass(frozen=True, slots=True)
 class Masa:
     """How manufacturers' services are asked."""
 
     timeout: int = 10
     """Seconds for one answer."""
-    certificate: str = ""
-    """A PEM file with a certificate and its chain to show to every MASA; without one, none is shown."""
-    key: str = ""
-    """The PEM file with its private key."""
+    servers: dict[str, Login] = field(default_factory=dict)
+    """What is shown to which server, by its name or address, with the port if that is not 443."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +157,12 @@ def _check(config: Config, source: str) -> None:
     _number(config.server.announce_period, ANNOUNCE_PERIOD, 86_400, f"{source}: server.announce_period")
     _number(config.pledges.retry_after, 1, 60, f"{source}: pledges.retry_after")
     _number(config.masa.timeout, 1, 300, f"{source}: masa.timeout")
-    if bool(config.masa.certificate) is not bool(config.masa.key):
-        raise UsageError(f"{source}: masa.certificate and masa.key need each other")
+    for name, login in config.masa.servers.items():
+        where = f'{source}: masa.servers."{name}"'
+        if bool(login.certificate) is not bool(login.key):
+            raise UsageError(f"{where}: certificate and key need each other")
+        if bool(login.user) is not bool(login.password_file):
+            raise UsageError(f"{where}: user and password_file need each other")
     if config.server.address:
         try:
             IPv6Address(config.server.address)
