@@ -14,7 +14,8 @@ from minerva.brski.masa.authority import Authority, is_serial_number
 from minerva.brski.masa.database import Database, DeviceRecord, Entry, LogEntry, Owner
 from minerva.brski.masa.errors import Refusal
 from minerva.brski.masa.requests import DomainRequest, Prior, check_fresh, check_prior, open_request
-from minerva.brski.masa.settings import Sales
+from minerva.brski.masa.revocation import RevocationChecker
+from minerva.brski.masa.settings import Crls, Sales
 from minerva.core.text import shortened
 from minerva.pki.certificates import load_certificate
 from minerva.pki.idevid import same_issuer
@@ -35,10 +36,13 @@ _logger = logging.getLogger(__name__)
 class Masa:
     """The service. Threads may share one, and processes a database."""
 
-    def __init__(self, authority: Authority, database: Database) -> None:
+    def __init__(
+        self, authority: Authority, database: Database, revocation: RevocationChecker | None = None
+    ) -> None:
         self._authority = authority
         self._settings = authority.settings
         self._database = database
+        self._revocation = revocation or RevocationChecker(Crls(authority.settings.crls))
         self._verified: OrderedDict[bytes, DomainRequest] = OrderedDict()
 
     def request_voucher(self, data: bytes, *, peer: str, now: datetime) -> bytes:
@@ -64,7 +68,9 @@ class Masa:
                 )
                 checked = True
             assertion = decide(device, request, prior, Sales(self._settings.sales), now)
-            entry = self._make(device, request, assertion, peer, now)
+            # Last, as somebody else may have to be asked.
+            crls_end = self._revocation.check(request.path, now)
+            entry = self._make(device, request, assertion, peer, now, crls_end)
             if self._database.record(device, entry):
                 self._remember(request)
                 _logger.info(
@@ -116,7 +122,13 @@ class Masa:
         return device, answer
 
     def _make(
-        self, device: DeviceRecord, request: DomainRequest, assertion: Assertion, peer: str, now: datetime
+        self,
+        device: DeviceRecord,
+        request: DomainRequest,
+        assertion: Assertion,
+        peer: str,
+        now: datetime,
+        crls_end: datetime | None,
     ) -> Entry:
         nonce = request.request.nonce
         now = now.replace(microsecond=0)
@@ -127,7 +139,9 @@ class Masa:
             assert device.assigned is not None
             pinned = load_certificate(device.assigned.certificate)
             certificates = (pinned, signer.certificate, *request.path)
-            ends = (certificate.not_valid_after_utc for certificate in certificates)
+            ends = [certificate.not_valid_after_utc for certificate in certificates]
+            if crls_end is not None:
+                ends.append(crls_end)
             expires = min(now + self._settings.lifetime, *ends)
         voucher = Voucher(
             serial_number=device.serial_number,

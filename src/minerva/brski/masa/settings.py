@@ -43,6 +43,19 @@ class Sales(StrEnum):
     """Only the one it was sold to, as told by ``minerva masa assign``."""
 
 
+class Crls(StrEnum):
+    """What is done about certificates that say where a CRL is."""
+
+    NEVER = "never"
+    """Nothing."""
+
+    REACHABLE = "reachable"
+    """It is asked for. If it cannot be had, the request is granted all the same."""
+
+    ALWAYS = "always"
+    """If it cannot be had, the request is refused."""
+
+
 @dataclass(frozen=True, slots=True)
 class Location:
     """Where a MASA is."""
@@ -91,6 +104,8 @@ class Settings:
     voucher_lifetime: int = VOUCHER_LIFETIME
     """Of vouchers without a nonce, in seconds."""
 
+    crls: str = Crls.REACHABLE.value
+
     def check(self) -> Settings:
         """Return these settings if they can be used. Raises :class:`MasaError`."""
         if not self.name.strip() or len(self.name) > MAX_NAME or not self.name.isprintable():
@@ -100,6 +115,8 @@ class Settings:
             raise MasaError(
                 f"{printable(self.sales)} is no way to find an owner: take {', '.join(Sales)} for sales"
             )
+        if self.crls not in list(Crls):
+            raise MasaError(f"{printable(self.crls)} is nothing to do about CRLs: take {', '.join(Crls)}")
         if not 1 <= self.voucher_lifetime <= MAX_VOUCHER_LIFETIME:
             raise MasaError(f"voucher_lifetime is from 1 to {MAX_VOUCHER_LIFETIME} seconds")
         return self
@@ -144,5 +161,6 @@ class Settings:
             "database": self.database,
             "sales": self.sales,
             "voucher_lifetime": self.voucher_lifetime,
+            "crls": self.crls,
         }
         return "".join(f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
