@@ -222,6 +222,8 @@ def assembled(
     certificates: Sequence[bytes] = (der(MASA),),
     content: bytes = CONTENT,
     algorithm: str = ECDSA_WITH_SHA256,
+    crls: bytes = b"",
+    unsigned: bytes = b"",
 ) -> bytes:
     """A SignedData with a good signature of the MASA's, put together without regard to what it says."""
     signature = MASA_KEY.sign(tlv(0x31, *attributes), ec.ECDSA(hashes.SHA256()))
@@ -234,6 +236,7 @@ def assembled(
         tlv(0xA0, *attributes),
         tlv(0x30, oid(algorithm)),
         tlv(0x04, signature),
+        unsigned,
     )
     signed_data = tlv(
         0x30,
@@ -241,6 +244,7 @@ def assembled(
         tlv(0x31, SHA256),
         tlv(0x30, oid(ANIMA_JSON_VOUCHER), tlv(0xA0, content)),
         tlv(0xA0, *certificates),
+        crls,
         tlv(0x31, info),
     )
     return tlv(0x30, oid("1.2.840.113549.1.7.2"), tlv(0xA0, signed_data))
@@ -249,6 +253,9 @@ def assembled(
 def test_assembled() -> None:
     opened = open_signed(assembled())
     assert opened == open_signed(BARE) == Signed(PAYLOAD, ANIMA_JSON_VOUCHER, MASA, (MASA,), None)
+    # CRLs, which RFC 8366bis allows and discourages, and what is not signed, such as a time stamp.
+    assert open_signed(assembled(crls=tlv(0xA1, tlv(0x30)))) == opened
+    assert open_signed(assembled(unsigned=tlv(0xA1, attribute("1.2.3", tlv(0x05))))) == opened
 
 
 def test_order_of_certificates() -> None:
