@@ -16,7 +16,7 @@ from cryptography.x509.oid import NameOID
 from minerva.core.text import shortened
 from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, IdevidError, PathError
-from minerva.pki.idevid import MASA_URL_OID, same_issuer
+from minerva.pki.idevid import MASA_URL_OID, OLD_MASA_URL_OID, same_issuer
 from minerva.pki.membership import RevocationCheck, RevocationStatus
 from minerva.pki.path import Path, validate_path
 from minerva.voucher.cms import Signed, open_signed
@@ -138,7 +138,7 @@ def _check_signer(
 def _is_a_device(signer: x509.Certificate, own: x509.Certificate) -> bool:
     # Makers have one root for their devices and for their MASA, as the RFC's own examples do. The key that
     # somebody takes out of one device must not make vouchers for all the others.
-    if any(extension.oid == MASA_URL_OID for extension in signer.extensions):
+    if any(extension.oid in (MASA_URL_OID, OLD_MASA_URL_OID) for extension in signer.extensions):
         return True
     return signer.issuer == own.issuer and bool(signer.subject.get_attributes_for_oid(NameOID.SERIAL_NUMBER))
 
