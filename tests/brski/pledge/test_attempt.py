@@ -652,7 +652,7 @@ REFUSED: dict[str, Any] = {
 
 @pytest.mark.parametrize("what", REFUSED)
 def test_vouchers_that_are_refused(what: str) -> None:
-    """covers: P-40, P-41, P-42, P-43, P-44, P-45, P-47, P-50"""
+    """covers: P-5, P-40, P-41, P-42, P-43, P-44, P-45, P-47, P-50"""
     registrar = Registrar(handlers={"requestvoucher": [REFUSED[what]]})
     assert fail(registrar, UntrustedError).startswith("the voucher is refused: ")
     assert registrar.operations() == ["requestvoucher", "voucher_status"], "told, and nothing more said"
@@ -1164,6 +1164,7 @@ def test_a_new_certificate_needs_no_clock() -> None:
 # --- anything ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::cryptography.utils.CryptographyDeprecationWarning")
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))
 @given(
     operation=st.sampled_from(["requestvoucher", "voucher_status", "cacerts", "csrattrs", "simpleenroll"]),
