@@ -32,6 +32,22 @@ REGISTRAR_ID = "registrar_id"
 """The key in ``state`` of the Registrar-ID in use, in hexadecimal."""
 
 
+_ASSIGNED = sa.select(addresses.c.address, addresses.c.routing_subdomain).where(
+    addresses.c.device_id == sa.bindparam("device")
+)
+_OWNER = sa.select(routing_subdomains.c.name).where(routing_subdomains.c.global_id == sa.bindparam("prefix"))
+_TAKE_NUMBER = (
+    sa.update(counters)
+    .where(
+        counters.c.registrar_id == sa.bindparam("registrar"),
+        counters.c.scheme == sa.bindparam("of_scheme"),
+        counters.c.next_number <= sa.bindparam("last"),
+    )
+    .values(next_number=counters.c.next_number + 1)
+    .returning(counters.c.next_number - 1)
+)
+
+
 class AddressError(RegistrarError):
     """No address can be given: why, and what to do."""
 
@@ -44,11 +60,7 @@ def prepare(connection: Connection, registrar_id: int) -> None:
 
 def assigned(connection: Connection, device_id: int, domain: str) -> AcpNodeName | None:
     """Return the name with the address that a device has, or ``None`` if it has none yet."""
-    row = connection.execute(
-        sa.select(addresses.c.address, addresses.c.routing_subdomain).where(
-            addresses.c.device_id == device_id
-        )
-    ).one_or_none()
+    row = connection.execute(_ASSIGNED, {"device": device_id}).one_or_none()
     if row is None:
         return None
     rsub = str(row.routing_subdomain).removesuffix(domain.lower()).removesuffix(".")
@@ -89,26 +101,26 @@ def _write(
     connection: Connection, device_id: int, address: AcpAddress, routing_subdomain: str, when: datetime
 ) -> None:
     connection.execute(
-        sa.insert(addresses).values(
-            address=str(address),
-            device_id=device_id,
-            registrar_id=address.registrar_id,
-            scheme=address.scheme.value,
-            number=address.node_number,
-            routing_subdomain=routing_subdomain,
-            created=when,
-        )
+        sa.insert(addresses),
+        {
+            "address": str(address),
+            "device_id": device_id,
+            "registrar_id": address.registrar_id,
+            "scheme": address.scheme.value,
+            "number": address.node_number,
+            "routing_subdomain": routing_subdomain,
+            "created": when,
+        },
     )
 
 
 def _claim_prefix(connection: Connection, routing_subdomain: str) -> bytes:
     """Return the ULA global ID of a routing subdomain that no other has (RFC 8994 section 6.11.2)."""
     global_id = ula_global_id(routing_subdomain)
-    chosen = sa.select(routing_subdomains.c.name).where(routing_subdomains.c.global_id == global_id.hex())
-    owner = connection.scalar(chosen)
+    owner = connection.scalar(_OWNER, {"prefix": global_id.hex()})
     if owner is None:
         insert_ignoring(connection, routing_subdomains, global_id=global_id.hex(), name=routing_subdomain)
-        owner = connection.scalar(chosen)
+        owner = connection.scalar(_OWNER, {"prefix": global_id.hex()})
     if owner != routing_subdomain:
         raise AddressError(
             f"the routing subdomain {routing_subdomain} has the same ULA prefix as {owner}: choose another"
@@ -128,14 +140,8 @@ def _next_number(
             )
         registrar_id = int(current, 16)
         number = connection.scalar(
-            sa.update(counters)
-            .where(
-                counters.c.registrar_id == registrar_id,
-                counters.c.scheme == scheme.value,
-                counters.c.next_number <= LAST_NUMBERS[scheme],
-            )
-            .values(next_number=counters.c.next_number + 1)
-            .returning(counters.c.next_number - 1)
+            _TAKE_NUMBER,
+            {"registrar": registrar_id, "of_scheme": scheme.value, "last": LAST_NUMBERS[scheme]},
         )
         if number is not None:
             return registrar_id, number

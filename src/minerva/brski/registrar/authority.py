@@ -16,6 +16,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -45,6 +46,21 @@ class Role(StrEnum):
     ISSUING = "issuing"
     CROSS = "cross"
     """One root's key, signed by another root: the way from old trust anchors to new ones."""
+
+
+_CA_CERTIFICATES = sa.select(ca_certificates.c.role, ca_certificates.c.der, ca_certificates.c.added).where(
+    ca_certificates.c.role.in_(sa.bindparam("roles", expanding=True)),
+    sa.or_(ca_certificates.c.until.is_(None), ca_certificates.c.until > sa.bindparam("now")),
+)
+_SUPERSEDE = (
+    sa.update(certificates)
+    .where(
+        certificates.c.device_id == sa.bindparam("owner"),
+        certificates.c.superseded_by.is_(None),
+        certificates.c.serial != sa.bindparam("newest"),
+    )
+    .values(superseded_by=sa.bindparam("newest"))
+)
 
 
 class Authority(Protocol):
@@ -190,16 +206,16 @@ def load_ca_certificates(connection: Connection, now: datetime, *roles: Role) ->
 
     With ``roles``, only those. Of each, the newest is the first.
     """
-    order = {Role.ISSUING: 0, Role.CROSS: 1, Role.ROOT: 2}
-    rows = connection.execute(
-        sa.select(ca_certificates.c.role, ca_certificates.c.der, ca_certificates.c.added).where(
-            ca_certificates.c.role.in_([role.value for role in roles or Role]),
-            sa.or_(ca_certificates.c.until.is_(None), ca_certificates.c.until > now),
-        )
-    ).all()
+    order = list(roles or (Role.ISSUING, Role.CROSS, Role.ROOT))
+    rows = connection.execute(_CA_CERTIFICATES, {"now": now, "roles": [role.value for role in order]})
     newest_first = sorted(rows, key=lambda row: row.added, reverse=True)
-    in_order = sorted(newest_first, key=lambda row: order[Role(row.role)])
-    return tuple(load_certificate(row.der) for row in in_order)
+    in_order = sorted(newest_first, key=lambda row: order.index(Role(row.role)))
+    return tuple(_load(row.der) for row in in_order)
+
+
+@lru_cache(64)
+def _load(der: bytes) -> x509.Certificate:
+    return load_certificate(der)
 
 
 def record_certificate(
@@ -208,26 +224,19 @@ def record_certificate(
     """Write down a certificate. The older ones of the device are superseded by it."""
     serial = serial_text(certificate)
     connection.execute(
-        sa.insert(certificates).values(
-            serial=serial,
-            device_id=device_id,
-            issuer=issuer_identifier(certificate),
-            not_before=certificate.not_valid_before_utc,
-            not_after=certificate.not_valid_after_utc,
-            der=certificate.public_bytes(Encoding.DER),
-            issued=when,
-        )
+        sa.insert(certificates),
+        {
+            "serial": serial,
+            "device_id": device_id,
+            "issuer": issuer_identifier(certificate),
+            "not_before": certificate.not_valid_before_utc,
+            "not_after": certificate.not_valid_after_utc,
+            "der": certificate.public_bytes(Encoding.DER),
+            "issued": when,
+        },
     )
     if device_id is not None:
-        connection.execute(
-            sa.update(certificates)
-            .where(
-                certificates.c.device_id == device_id,
-                certificates.c.superseded_by.is_(None),
-                certificates.c.serial != serial,
-            )
-            .values(superseded_by=serial)
-        )
+        connection.execute(_SUPERSEDE, {"owner": device_id, "newest": serial})
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from datetime import datetime
 from enum import StrEnum
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,11 @@ events = sa.Table(
 )
 
 
+# Statements that every enrolment needs are made once: it takes longer to make one than to execute it.
+_GET_STATE = sa.select(state.c.value).where(state.c.key == sa.bindparam("wanted"))
+_INSERT_EVENT = sa.insert(events).returning(events.c.id)
+
+
 def create_tables(connection: Connection) -> None:
     """Make the tables, in the transaction of ``connection``.
 
@@ -243,7 +249,7 @@ def check_schema(engine: Engine) -> None:
 
 def get_state(connection: Connection, key: str) -> str | None:
     """Return a value of the table ``state``."""
-    value = connection.scalar(sa.select(state.c.value).where(state.c.key == key))
+    value = connection.scalar(_GET_STATE, {"wanted": key})
     return None if value is None else str(value)
 
 
@@ -270,8 +276,13 @@ def bump(connection: Connection, key: str) -> int:
 
 def insert_ignoring(connection: Connection, table: sa.Table, **values: Any) -> None:
     """Insert a row, unless a constraint of uniqueness says that there is one already."""
-    insert = _INSERTS[connection.dialect.name]
-    connection.execute(insert(table).values(**values).on_conflict_do_nothing())
+    connection.execute(_insert_ignoring(connection.dialect.name, table), values)
+
+
+@cache
+def _insert_ignoring(dialect: str, table: sa.Table) -> sa.Insert:
+    statement: sa.Insert = _INSERTS[dialect](table).on_conflict_do_nothing()
+    return statement
 
 
 def record_event(
@@ -289,11 +300,14 @@ def record_event(
         for name, value in (detail or {}).items()
     }
     number = connection.scalar(
-        sa.insert(events)
-        .values(
-            time=when, device_id=device_id, kind=kind, peer=peer, detail=json.dumps(shown, sort_keys=True)
-        )
-        .returning(events.c.id)
+        _INSERT_EVENT,
+        {
+            "time": when,
+            "device_id": device_id,
+            "kind": kind,
+            "peer": peer,
+            "detail": json.dumps(shown, sort_keys=True),
+        },
     )
     if number is not None and number % _EVENTS_BETWEEN_CLEANINGS == 0:
         connection.execute(sa.delete(events).where(events.c.id <= number - MAX_EVENTS))

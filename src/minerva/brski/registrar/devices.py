@@ -78,40 +78,49 @@ _COLUMNS = (
 )
 
 
+_SELECT = sa.select(*_COLUMNS)
+_BY_ID = _SELECT.where(devices.c.id == sa.bindparam("wanted"))
+_OWN = _SELECT.where(
+    devices.c.manufacturer_id.is_(None), devices.c.serial_number == sa.bindparam("wanted_serial")
+)
+_MADE = _SELECT.where(
+    devices.c.manufacturer_id == sa.bindparam("manufacturer"),
+    devices.c.serial_number == sa.bindparam("wanted_serial"),
+)
+_BY_IDEVID = _SELECT.where(devices.c.idevid_sha256 == sa.bindparam("fingerprint"))
+_LOCKING = {statement: statement.with_for_update() for statement in (_BY_ID, _OWN, _MADE)}
+_UPDATE = sa.update(devices).where(devices.c.id == sa.bindparam("wanted"))
+
+
 def get_device(connection: Connection, device_id: int, *, lock: bool = False) -> Device | None:
     """Return a device by its number; with ``lock`` nobody else changes it until the transaction ends."""
-    return _one(connection, devices.c.id == device_id, lock=lock)
+    return _one(connection, _LOCKING[_BY_ID] if lock else _BY_ID, wanted=device_id)
 
 
 def find_device(
     connection: Connection, manufacturer_id: int | None, serial_number: str, *, lock: bool = False
 ) -> Device | None:
     """Return the device of a manufacturer with a serial number."""
-    made_by = (
-        devices.c.manufacturer_id.is_(None)
-        if manufacturer_id is None
-        else devices.c.manufacturer_id == manufacturer_id
-    )
-    return _one(connection, sa.and_(made_by, devices.c.serial_number == serial_number), lock=lock)
+    values = {"wanted_serial": serial_number}
+    if manufacturer_id is None:
+        return _one(connection, _LOCKING[_OWN] if lock else _OWN, **values)
+    return _one(connection, _LOCKING[_MADE] if lock else _MADE, manufacturer=manufacturer_id, **values)
 
 
 def find_by_idevid(connection: Connection, idevid: x509.Certificate) -> Device | None:
     """Return the device that showed exactly this IDevID before, when it was checked."""
-    der = idevid.public_bytes(Encoding.DER)
-    return _one(connection, devices.c.idevid_sha256 == hashlib.sha256(der).hexdigest(), lock=False)
+    return _one(connection, _BY_IDEVID, fingerprint=_fingerprint(idevid.public_bytes(Encoding.DER)))
 
 
 def find_by_serial_number(connection: Connection, serial_number: str) -> tuple[Device, ...]:
     """Return the devices with a serial number: more than one if several manufacturers use it."""
-    rows = connection.execute(
-        sa.select(*_COLUMNS).where(devices.c.serial_number == serial_number).order_by(devices.c.id)
-    )
+    rows = connection.execute(_SELECT.where(devices.c.serial_number == serial_number).order_by(devices.c.id))
     return tuple(_device(row) for row in rows)
 
 
 def each_device(connection: Connection, in_state: DeviceState | None = None) -> Iterator[Device]:
     """Yield all devices, or those in a state, oldest first."""
-    query = sa.select(*_COLUMNS).order_by(devices.c.id)
+    query = _SELECT.order_by(devices.c.id)
     if in_state is not None:
         query = query.where(devices.c.state == in_state.value)
     for row in connection.execute(query):
@@ -148,21 +157,30 @@ def see_device(
         seen["peer"] = peer
     if idevid is not None:
         der = idevid.public_bytes(Encoding.DER)
-        seen |= {"idevid": der, "idevid_sha256": hashlib.sha256(der).hexdigest()}
+        seen |= {"idevid": der, "idevid_sha256": _fingerprint(der)}
     _update(connection, device.id, **seen)
     return device
 
 
 def change_state(
-    connection: Connection, device: Device, state: DeviceState, *, reason: str | None = None
+    connection: Connection,
+    device: Device,
+    state: DeviceState,
+    *,
+    reason: str | None = None,
+    seen: datetime | None = None,
+    peer: str | None = None,
 ) -> None:
-    """Bring a device, which the caller has locked, into another state.
+    """Bring a device, which the caller has locked, into another state; note when and whence it came.
 
     Raises :class:`RegistrarError` if there is no way from the one it is in.
     """
     if state is not device.state and state not in _CHANGES[device.state]:
         raise RegistrarError(f"the device {device.serial_number} is {device.state}: it cannot become {state}")
-    _update(connection, device.id, state=state.value, reason=reason)
+    values: dict[str, Any] = {"state": state.value, "reason": reason}
+    if seen is not None:
+        values |= {"last_seen": seen, "peer": peer or device.peer}
+    _update(connection, device.id, **values)
 
 
 def set_audit(connection: Connection, device_id: int, ok: bool | None, *, reason: str | None = None) -> None:
@@ -205,15 +223,16 @@ def revoke_device(connection: Connection, device: Device, *, reason: str | None,
 
 
 def _update(connection: Connection, device_id: int, **values: Any) -> None:
-    connection.execute(sa.update(devices).where(devices.c.id == device_id).values(**values))
+    connection.execute(_UPDATE, {"wanted": device_id, **values})
 
 
-def _one(connection: Connection, condition: sa.ColumnElement[bool], *, lock: bool) -> Device | None:
-    query = sa.select(*_COLUMNS).where(condition)
-    if lock:
-        query = query.with_for_update()
-    row = connection.execute(query).one_or_none()
+def _one(connection: Connection, statement: sa.Select[Any], **values: Any) -> Device | None:
+    row = connection.execute(statement, values).one_or_none()
     return None if row is None else _device(row)
+
+
+def _fingerprint(der: bytes) -> str:
+    return hashlib.sha256(der).hexdigest()
 
 
 def _device(row: Any) -> Device:

@@ -24,6 +24,9 @@ CRL_PATH: Final = "/crl"
 """Where the CRL is; under it, by the issuer's key identifier, those of the issuing CAs before."""
 
 
+_SELECT = sa.select(state.c.key, state.c.value)
+
+
 class AuthorityKind(StrEnum):
     """Who signs."""
 
@@ -60,7 +63,7 @@ class Domain:
 
 def load_domain(connection: Connection) -> Domain:
     """Return the settings of the domain. Raises :class:`DatabaseError` if they cannot be read."""
-    rows = {row.key: row.value for row in connection.execute(sa.select(state.c.key, state.c.value))}
+    rows = {row.key: row.value for row in connection.execute(_SELECT)}
     try:
         return Domain(
             name=rows["domain"],

@@ -36,7 +36,6 @@ from minerva.brski.registrar.authority import (
 from minerva.brski.registrar.database import (
     DeviceState,
     certificates,
-    devices,
     reading,
     record_event,
     writing,
@@ -75,6 +74,10 @@ _ANY_METHOD = ("GET", "POST", "PUT", "PATCH", "DELETE")
 
 # Clients with lines of limited length: libest takes no line of more than a kilobyte.
 _WRAPPED_FOR = ("libest", "cisco est client")
+
+_CERTIFICATE = sa.select(certificates.c.device_id, certificates.c.der, certificates.c.revoked_at).where(
+    certificates.c.serial == sa.bindparam("wanted")
+)
 
 _log = logging.getLogger(__name__)
 
@@ -187,10 +190,7 @@ class EstService:
             device = _lock(connection, client)
             if client.own is not None:
                 _check_own(connection, client.own, device)
-            change_state(connection, device, DeviceState.ENROLLED)
-            connection.execute(
-                sa.update(devices).where(devices.c.id == device.id).values(last_seen=now, peer=peer)
-            )
+            change_state(connection, device, DeviceState.ENROLLED, seen=now, peer=peer)
             record_certificate(connection, certificate, device.id, now)
             record_event(
                 connection,
@@ -358,11 +358,7 @@ def _load(body: bytes, device: Device) -> CertificateRequest:
 
 def _owner(connection: Connection, certificate: x509.Certificate) -> Client | None:
     """Return the device to which this certificate was issued here, if it was. It may have expired."""
-    row = connection.execute(
-        sa.select(certificates.c.device_id, certificates.c.der, certificates.c.revoked_at).where(
-            certificates.c.serial == serial_text(certificate)
-        )
-    ).one_or_none()
+    row = connection.execute(_CERTIFICATE, {"wanted": serial_text(certificate)}).one_or_none()
     if row is None or row.der != certificate.public_bytes(Encoding.DER):
         return None
     if row.device_id is None or (device := get_device(connection, row.device_id)) is None:
@@ -401,10 +397,8 @@ def _lock(connection: Connection, client: Client) -> Device:
 
 
 def _check_own(connection: Connection, own: x509.Certificate, device: Device) -> None:
-    revoked = connection.scalar(
-        sa.select(certificates.c.revoked_at).where(certificates.c.serial == serial_text(own))
-    )
-    if revoked is not None:
+    row = connection.execute(_CERTIFICATE, {"wanted": serial_text(own)}).one_or_none()
+    if row is None or row.revoked_at is not None:
         raise Refusal(403, "this certificate has been revoked", device_id=device.id)
 
 
