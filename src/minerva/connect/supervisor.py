@@ -8,7 +8,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,6 +28,7 @@ from minerva.connect.ipc import Message
 from minerva.connect.kernel_data_plane import KernelDataPlane
 from minerva.connect.kernel_probe import Choice
 from minerva.connect.ports import Port, Ports, sysfs
+from minerva.connect.proxy_gate import ProxyGate
 from minerva.connect.state import NodeState
 from minerva.connect.user_data_plane import UserDataPlane
 from minerva.core.errors import MinervaError, UsageError
@@ -73,6 +74,9 @@ class Supervisor:
         self._acp = AcpNamespace(state, identity.address, config.acp.interface)
         self._ports = Ports(state, config.ports, self._host, self._port_up, self._port_down)
         self._children = Children(zygote[1], zygote[0], self._zygote_lost)
+        self._proxy = ProxyGate(
+            self._acp, self._ports, self._send_abutment, time.monotonic, enabled=config.proxy.enabled
+        )
         self._data_plane: ChannelDataPlane
         if data_plane.kernel:
             self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later)
@@ -305,6 +309,7 @@ class Supervisor:
 
     async def _port_down(self, port: Port) -> None:
         self._children["abutment"].send(m.PortDown(port.number))
+        self._proxy.port_down(port)
         for channel in [channel for channel in self._channels.values() if channel.port is port]:
             self._close_channel(channel.number, "the port is down")
 
@@ -321,8 +326,10 @@ class Supervisor:
         for port in self._ports.ports.values():
             if port.announced:
                 self._port_up(port)
+        self._proxy.abutment_ready()
 
     def _abutment_lost(self) -> None:
+        self._proxy.abutment_lost()
         self._abutment_generation += 1
         self._signing.clear()
         for number in list(self._channels):
@@ -339,6 +346,10 @@ class Supervisor:
             case m.ChannelOpen() | m.ChannelKeys() | m.ChannelKeysGone() | m.ChannelClosed():
                 # All that concerns channels is done in its order, and opening one takes a while.
                 self._acp_work.put_nowait(self._on_channel(message, self._abutment_generation))
+            case m.ProxyOpen():
+                return self._proxy.open(message)
+            case m.ProxyConnect():
+                return self._proxy.connect(message)
             case m.KeyLog():
                 self._write_key_log(message)
             case _:
@@ -434,6 +445,9 @@ class Supervisor:
     def _tell_abutment(self, message: Message) -> None:
         self._children["abutment"].send(message)
 
+    def _send_abutment(self, message: Message, descriptors: Sequence[int]) -> None:
+        self._children["abutment"].send(message, descriptors)
+
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         self._acp_work.put_nowait(work)
 
@@ -473,6 +487,8 @@ class Supervisor:
                 self._acp_work.put_nowait(self._add_route(message))
             case m.RouteRemove():
                 self._acp_work.put_nowait(self._remove_route(message))
+            case m.Registrars():
+                return self._proxy.registrars(message)
             case _:
                 return False
         return True
@@ -532,6 +548,7 @@ class Supervisor:
             "channels": self._channel_status(abutment, moved),
             "rpl": (plane or {}).get("rpl"),
             "grasp": (plane or {}).get("grasp"),
+            "proxy": self._proxy.status(abutment),
             "counters": {
                 "abutment": (abutment or {}).get("counters"),
                 "signer": signer,
