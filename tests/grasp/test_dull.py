@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import random
+from dataclasses import replace
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
@@ -42,6 +44,7 @@ from minerva.sim.link import Link
 
 OWN = IPv6Address("fe80::1")
 PEER = IPv6Address("fe80::2")
+PROXY = Announcement(AN_PROXY, "", TransportProto.IPPROTO_TCP, 4443)
 SERIES = [0.0, 1.0, 3.0, 7.0, 15.0]
 
 
@@ -133,19 +136,58 @@ def test_series_then_period() -> None:
 
 
 def test_announcing_again_begins_anew() -> None:
-    """The link came up, or there is more to announce: at once, and all in one packet.
+    """The link came up, or there is more to announce: at once, each with its own time to live.
 
-    covers: 6.4-16
+    covers: 6.4-16, JP-2
     """
     core = _instance()
     core.announce([AN_ACP_IKEV2], 0.0)
     _announced_at(core, 100.0)
-    proxy = Announcement(AN_PROXY, "", TransportProto.IPPROTO_TCP, 4443)
-    core.announce([AN_ACP_IKEV2, proxy], 101.0)
-    [datagram] = core.datagrams_to_send(101.0)
-    names = [entry.objective.name for entry in Flood.decode(datagram.data).entries]
-    assert names == ["AN_ACP", "AN_Proxy"]
-    assert _announced_at(core, 120.0) == [102.0, 104.0, 108.0, 116.0]
+    core.announce([AN_ACP_IKEV2, PROXY], 101.0)
+    floods = [Flood.decode(datagram.data) for datagram in core.datagrams_to_send(101.0)]
+    sent = [(flood.ttl, [entry.objective.name for entry in flood.entries]) for flood in floods]
+    assert sent == [(210_000, ["AN_ACP"]), (180_000, ["AN_Proxy"])]
+    assert len({flood.session_id for flood in floods}) == 2
+    assert _announced_at(core, 120.0) == [102.0, 102.0, 104.0, 104.0, 108.0, 108.0, 116.0, 116.0]
+
+
+def test_a_proxy_is_announced_as_the_rfc_says(fixtures: Path) -> None:
+    """Byte for byte RFC 8995 figure 11, but for the Session ID.
+
+    covers: JP-2
+    """
+    core = _instance()
+    core.announce([PROXY], 0.0)
+    [datagram] = core.datagrams_to_send(0.0)
+    figure = (fixtures / "rfc8995" / "fig11-grasp-m_flood-AN_Proxy.cbor").read_bytes()
+    session = cbor.loads(figure)[1]
+    assert replace(Flood.decode(datagram.data), session_id=session).encode() == figure
+
+
+def test_what_is_less_waits_for_its_time() -> None:
+    """Nobody has to hear at once what is not said any more."""
+    core = _instance()
+    core.announce([AN_ACP_IKEV2, PROXY], 0.0)
+    _announced_at(core, 100.0)
+    core.announce([AN_ACP_IKEV2], 101.0)
+    assert core.datagrams_to_send(101.0) == []
+    times = _announced_at(core, 300.0, 101.0)
+    assert len(times) == len(set(times)) >= 3
+    core.announce([AN_ACP_IKEV2], 301.0)
+    assert len(core.datagrams_to_send(301.0)) == 1
+
+
+def test_the_second_of_two_floods_is_none_out_of_turn() -> None:
+    """A neighbour that announces a proxy besides the ACP gets no answer for it, as it gets none without."""
+    core = _instance()
+    core.announce([AN_ACP_IKEV2], 0.0)
+    _hear(core, PEER, 0.1)
+    _announced_at(core, 100.0)
+    sent = core.counters[Count.SENT]
+    _hear(core, PEER, 131.0)
+    _hear(core, PEER, 131.05, PROXY)
+    assert _announced_at(core, 133.0) == []
+    assert core.counters[Count.SENT] == sent
 
 
 def test_withdraw() -> None:
@@ -254,8 +296,7 @@ def test_heard_refreshed_changed() -> None:
     assert _hear(core, PEER, 70.0) == [NeighbourRefreshed(PEER, 280.0)]
     moved = Announcement(AN_ACP, "IKEv2", TransportProto.IPPROTO_UDP, 15000)
     assert _hear(core, PEER, 71.0, moved) == [NeighbourHeard(PEER, (moved,), 281.0, new=False)]
-    proxy = Announcement(AN_PROXY, "", TransportProto.IPPROTO_TCP, 4443)
-    assert _hear(core, PEER, 72.0, proxy) == [NeighbourHeard(PEER, (moved, proxy), 282.0, new=False)]
+    assert _hear(core, PEER, 72.0, PROXY) == [NeighbourHeard(PEER, (moved, PROXY), 282.0, new=False)]
     [entry] = core.neighbours()
     assert (entry.first_heard, entry.last_heard, entry.expires, entry.pinned) == (10.0, 72.0, 282.0, False)
     assert core.counters[Count.ACCEPTED] == 4
@@ -267,14 +308,13 @@ def test_expiry() -> None:
     covers: 6.4-9
     """
     core = _instance()
-    proxy = Announcement(AN_PROXY, "", TransportProto.IPPROTO_TCP, 4443)
     _hear(core, PEER, 0.0)
-    _hear(core, PEER, 100.0, proxy)
+    _hear(core, PEER, 100.0, PROXY)
     assert core.next_timer() == 210.0
     core.on_timer(209.9)
     assert _events(core) == []
     core.on_timer(210.0)
-    assert _events(core) == [NeighbourHeard(PEER, (proxy,), 310.0, new=False)]
+    assert _events(core) == [NeighbourHeard(PEER, (PROXY,), 310.0, new=False)]
     core.on_timer(310.0)
     assert _events(core) == [NeighbourExpired(PEER)]
     assert core.next_timer() is None

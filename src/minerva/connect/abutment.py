@@ -33,10 +33,11 @@ from minerva.adjacency.table import (
 from minerva.connect import messages as m
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
+from minerva.connect.join_proxy import JoinProxy
 from minerva.connect.runner import CoreRunner
 from minerva.esp.keylog import esp_sa_line
 from minerva.grasp import dull
-from minerva.grasp.announcement import AN_ACP_IKEV2, channel_methods
+from minerva.grasp.announcement import AN_ACP_IKEV2, Announcement, channel_methods
 from minerva.ikev2 import events as ike
 from minerva.ikev2.config import Config
 from minerva.ikev2.constants import ExchangeType
@@ -131,6 +132,7 @@ class Abutment(Child):
         self._signing: dict[int, tuple[int, int]] = {}  # request: port, IKE SA
         self._last_request = 0
         self._limit = ResponderLimit()
+        self._proxy = JoinProxy(self.send, self._announce, random=random.SystemRandom())
         self._limited = 0
         self._crls = CrlStore()
         self._outdated: set[_Peer] = set()  # whom we have not shown our newest certificate
@@ -167,6 +169,14 @@ class Abutment(Child):
                 self._rekey_channel(message.channel)
             case m.DataPlaneLost():
                 self._data_plane_lost()
+            case m.Registrars():
+                self._proxy.registrars(message.registrars)
+            case m.ProxyOpened():
+                self._proxy.opened(message, descriptors)
+            case m.ProxySocket() if len(descriptors) == 1:
+                self._proxy.connecting(message.request, descriptors[0])
+            case m.ProxyRefused():
+                self._proxy.not_connecting(message.request, message.reason)
             case _:
                 return False
         return True
@@ -253,12 +263,21 @@ class Abutment(Child):
         port.dull.announce([AN_ACP_IKEV2], now)
         port.dull_runner.pump()
         self._follow_adjacency()
+        self._proxy.port_up(port.number, port.name)
+
+    def _announce(self, number: int, offers: Sequence[Announcement]) -> None:
+        """Announce the ACP and what the join proxy offers."""
+        port = self._ports.get(number)
+        if port is not None and port.dull_runner is not None:
+            port.dull.announce([AN_ACP_IKEV2, *offers], self._loop.time())
+            port.dull_runner.pump()
 
     def _port_down(self, number: int) -> None:
         port = self._ports.pop(number, None)
         if port is None or self._adjacency is None:
             return
         self._adjacency.port_down(number, self._loop.time())
+        self._proxy.port_down(number)
         self._limit.forget_port(number)
         for peer in [peer for peer in self._channels if peer[0] == number]:
             self._end_channel(peer, "the port is down")
@@ -578,6 +597,7 @@ class Abutment(Child):
                 for port in self._ports.values()
             }
             | {"attempts_not_answered": self._limited},
+            "proxy": self._proxy.state(),
         }
 
     def _neighbour_state(self, item: Neighbour, now: float) -> dict[str, Any]:
@@ -603,6 +623,7 @@ class Abutment(Child):
     def shutdown(self) -> None:
         """Delete all SAs, so that the peers know at once, and end."""
         now = self._loop.time()
+        self._proxy.close()
         for port in self._ports.values():
             port.endpoint.close_all(now)
             port.pump()

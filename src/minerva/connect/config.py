@@ -43,6 +43,13 @@ class Rpl:
 
 
 @dataclass(frozen=True, slots=True)
+class Proxy:
+    """The join proxy, by which new devices on the links of this node reach a registrar."""
+
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
 class Ike:
     """The secure channels. Lifetimes are in seconds; the keys are replaced without an interruption."""
 
@@ -67,6 +74,7 @@ class Config:
     ports: Ports = field(default_factory=Ports)
     acp: Acp = field(default_factory=Acp)
     rpl: Rpl = field(default_factory=Rpl)
+    proxy: Proxy = field(default_factory=Proxy)
     ike: Ike = field(default_factory=Ike)
     debug: Debug = field(default_factory=Debug)
     data_plane: str = "auto"

@@ -9,8 +9,9 @@ import asyncio
 import logging
 import os
 import socket
+import time
 from collections import deque
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from datetime import UTC, datetime
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -29,6 +30,7 @@ from minerva.connect.ipc import Message
 from minerva.connect.kernel_data_plane import KernelDataPlane
 from minerva.connect.kernel_probe import Choice
 from minerva.connect.ports import Port, Ports, sysfs
+from minerva.connect.proxy_gate import ProxyGate
 from minerva.connect.state import NodeState
 from minerva.connect.user_data_plane import UserDataPlane
 from minerva.core.errors import MinervaError
@@ -87,6 +89,13 @@ class Member:
         self._milestone = node.milestone
         self.identity = identity
         self._acp = AcpNamespace(node.state, identity.address, node.config.acp.interface)
+        self._proxy = ProxyGate(
+            self._acp,
+            self._ports,
+            self._send_abutment,
+            time.monotonic,
+            enabled=node.config.proxy.enabled,
+        )
         self._data_plane: ChannelDataPlane
         if data_plane.kernel:
             self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later)
@@ -276,6 +285,7 @@ class Member:
     def port_down(self, port: Port) -> None:
         """A port cannot be used any more."""
         self._children["abutment"].send(m.PortDown(port.number))
+        self._proxy.port_down(port)
         for channel in [channel for channel in self._channels.values() if channel.port is port]:
             self._close_channel(channel.number, "the port is down")
 
@@ -294,8 +304,10 @@ class Member:
         for port in self._ports.ports.values():
             if port.announced:
                 self.port_up(port)
+        self._proxy.abutment_ready()
 
     def _abutment_lost(self) -> None:
+        self._proxy.abutment_lost()
         self._abutment_generation += 1
         self._signing.clear()
         for number in list(self._channels):
@@ -312,6 +324,10 @@ class Member:
             case m.ChannelOpen() | m.ChannelKeys() | m.ChannelKeysGone() | m.ChannelClosed():
                 # All that concerns channels is done in its order, and opening one takes a while.
                 self._acp_work.put_nowait(self._on_channel(message, self._abutment_generation))
+            case m.ProxyOpen():
+                return self._proxy.open(message)
+            case m.ProxyConnect():
+                return self._proxy.connect(message)
             case m.KeyLog():
                 self._write_key_log(message)
             case _:
@@ -407,6 +423,9 @@ class Member:
     def _tell_abutment(self, message: Message) -> None:
         self._children["abutment"].send(message)
 
+    def _send_abutment(self, message: Message, descriptors: Sequence[int]) -> None:
+        self._children["abutment"].send(message, descriptors)
+
     def _later(self, work: Coroutine[Any, Any, None]) -> None:
         self._acp_work.put_nowait(work)
 
@@ -446,6 +465,8 @@ class Member:
                 self._acp_work.put_nowait(self._add_route(message))
             case m.RouteRemove():
                 self._acp_work.put_nowait(self._remove_route(message))
+            case m.Registrars():
+                return self._proxy.registrars(message)
             case m.Renewed():
                 return self._renew(message)
             case m.Crl():
@@ -532,6 +553,7 @@ class Member:
             "rpl": (plane or {}).get("rpl"),
             "grasp": (plane or {}).get("grasp"),
             "certificate": (plane or {}).get("certificate"),
+            "proxy": self._proxy.status(abutment),
             "counters": {
                 "abutment": (abutment or {}).get("counters"),
                 "signer": signer,

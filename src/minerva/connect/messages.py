@@ -408,6 +408,75 @@ class PledgeDone(Message):
     """Pledge → S: the registrar knows that all is well, or was told in vain; there is no more to do."""
 
 
+# --- join proxy --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Registrar:
+    """Where a registrar is, and for what: ``variation`` is the value of AN_Proxy for it, mostly ``""``."""
+
+    address: IPv6Address
+    port: int
+    variation: str
+
+
+@message(80)
+@dataclass(frozen=True, slots=True)
+class Registrars(Message):
+    """P → S → A: these registrars announce themselves in the ACP; all of them, in a stable order."""
+
+    registrars: tuple[Registrar, ...]
+
+
+@message(81)
+@dataclass(frozen=True, slots=True)
+class ProxyOpen(Message):
+    """A → S: let strangers on this port connect to the TCP ports ``connect``, and to no others.
+
+    Connections that there are already, on the TCP ports ``circuits``, may go on.
+    """
+
+    port: int
+    connect: tuple[int, ...]
+    circuits: tuple[int, ...]
+
+
+@message(82)
+@dataclass(frozen=True, slots=True)
+class ProxyOpened(Message):
+    """S → A: it is done; with [a bound TCP socket for each of ``connect``]. Those refused are missing."""
+
+    port: int
+    connect: tuple[int, ...]
+
+
+@message(83)
+@dataclass(frozen=True, slots=True)
+class ProxyConnect(Message):
+    """A → S: connect me with a registrar, which must be one that the plane has told of."""
+
+    request: int
+    address: IPv6Address
+    port: int
+
+
+@message(84)
+@dataclass(frozen=True, slots=True)
+class ProxySocket(Message):
+    """S → A: with [TCP socket of the ACP namespace, bound to our address, that is connecting to it]."""
+
+    request: int
+
+
+@message(85)
+@dataclass(frozen=True, slots=True)
+class ProxyRefused(Message):
+    """S → A: there is no such socket; ``reason`` says why."""
+
+    request: int
+    reason: str
+
+
 # --- zygote and guard --------------------------------------------------------------------------------------
 
 

@@ -8,10 +8,11 @@ import os
 import random
 import socket
 from ipaddress import IPv6Address
+from math import inf
 from typing import Any
 
 from minerva.asa.inventory import Description
-from minerva.asa.services import SRV_EST
+from minerva.asa.services import AN_JOIN_REGISTRAR, SRV_EST
 from minerva.brski.pledge.enrolment import Enrolled
 from minerva.connect.child import Child
 from minerva.connect.grasp import GraspRunner, GraspTls
@@ -22,7 +23,8 @@ from minerva.connect.keys import load_key
 from minerva.connect.maintenance import Maintenance, Server
 from minerva.connect.messages import Crl as CrlMessage
 from minerva.connect.messages import Identity as IdentityMessage
-from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart, Renewed
+from minerva.connect.messages import InterfaceDown, InterfaceUp, PlaneStart, Registrars, Renewed
+from minerva.connect.registrar_watch import RegistrarWatch
 from minerva.connect.rpl import RplRunner
 from minerva.core.errors import MinervaError
 from minerva.core.secret import Secret
@@ -31,10 +33,12 @@ from minerva.grasp.engine import Answer, FloodTaken, GraspEngine
 from minerva.grasp.options import IPv6Locator
 from minerva.grasp.session import SessionEnded
 from minerva.grasp.substrate import Traced
+from minerva.pki.address import AcpAddress
 from minerva.pki.certificates import dump_pem
 from minerva.pki.crl import Crl
 from minerva.pki.identity import Identity
 from minerva.pki.keys import dump_private_key
+from minerva.rpl.config import Preference
 from minerva.tls.context import make_context
 
 log = logging.getLogger(__name__)
@@ -52,6 +56,8 @@ class Plane(Child):
         self._rpl: RplRunner | None = None
         self._grasp: GraspRunner | None = None
         self._api: ApiServer | None = None
+        self._registrars: RegistrarWatch | None = None
+        self._registrars_timer: asyncio.TimerHandle | None = None
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         if isinstance(message, IdentityMessage) and len(descriptors) == 1:
@@ -120,12 +126,38 @@ class Plane(Child):
         self._grasp = GraspRunner(
             engine, self._tls, on_event=self._on_grasp, is_channel=self._names.__contains__
         )
-        self._api = ApiServer(socket.socket(fileno=api_socket), engine, self._grasp.pump, self._name_of)
+        self._registrars = RegistrarWatch(
+            engine,
+            (start.address, AcpAddress(start.address).with_v(1).address),
+            self._loop.time(),
+            tell=lambda registrars: self.send(Registrars(registrars)),
+            tell_local=lambda local: self._registrar_here(Preference(start.preference), local),
+        )
+        self._api = ApiServer(socket.socket(fileno=api_socket), engine, self._api_used, self._name_of)
         self._listening = self._loop.create_task(self._grasp.listen())
         # Without its listener GRASP is half deaf: let it be seen, and start again.
         self._listening.add_done_callback(lambda task: task.cancelled() or task.result())
+        self._look_for_registrars()
         inventory = InventoryAsa(engine, Description.of_texts(start.machine), self._loop.time)
         self._tell_inventory(inventory)
+
+    def _api_used(self) -> None:
+        assert self._grasp is not None
+        self._grasp.pump()
+        self._look_for_registrars()
+
+    def _look_for_registrars(self) -> None:
+        assert self._registrars is not None
+        when = self._registrars.look(self._loop.time())
+        if self._registrars_timer is not None:
+            self._registrars_timer.cancel()
+        self._registrars_timer = None if when == inf else self._loop.call_at(when, self._look_for_registrars)
+
+    def _registrar_here(self, configured: Preference, here: bool) -> None:
+        """Want to be the root while a registrar is on this machine (RFC 8994 section 6.12.1.12)."""
+        assert self._rpl is not None
+        log.info("a registrar %s on this machine", "announces itself" if here else "is no longer announced")
+        self._rpl.prefer(max(configured, Preference.REGISTRAR) if here else configured)
 
     def _tell_inventory(self, inventory: InventoryAsa) -> None:
         seconds = inventory.flood()
@@ -163,6 +195,8 @@ class Plane(Child):
             case FloodTaken():
                 names = ", ".join(ascii(entry.objective.name) for entry in event.flood.entries)
                 log.debug("flood of %s by %s", names, event.flood.initiator)
+                if any(entry.objective.name == AN_JOIN_REGISTRAR for entry in event.flood.entries):
+                    self._look_for_registrars()
             case SessionEnded() if event.code is not ErrorCode.ok:
                 how = f"{event.code.name}{f': {event.reason!a}' if event.reason else ''}"
                 log.info("GRASP session on %a with %s: %s", event.objective, event.peer, how)

@@ -69,6 +69,11 @@ class RplRunner:
         )
         self._loop.add_reader(self._socket, self._readable)
 
+    def prefer(self, preference: Preference) -> None:
+        """Want to be the root as much as this."""
+        self._node.set_preference(preference, self._loop.time())
+        self.pump()
+
     def interface_up(self, message: InterfaceUp) -> bool:
         """Route on a channel; return whether that can be."""
         try:

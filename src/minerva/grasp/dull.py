@@ -10,13 +10,18 @@ has heard a stranger: it may not know us, so it gets one announcement if we have
 answers are limited (``ANSWER_BURST``, ``ANSWER_INTERVAL``, ``MIN_GAP``), and they come to an end, as
 nobody answers within 2.5 s of its own last packet. On a link of many they are spread over up to a second.
 
+*In how many packets.* A ttl is that of a whole flood, and an AN_Proxy has another than an AN_ACP (RFC 8995
+section 4.1.1). So each has a flood of its own, one right after the other, which also reaches those who
+believe no flood with an objective that they do not know. An announcement that follows within ``PAIR_GAP``
+belongs to the one before, and is none out of turn.
+
 *What it believes.* See :mod:`minerva.grasp.announcement`. Everything else is counted in ``counters``.
 """
 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from ipaddress import IPv6Address
@@ -28,13 +33,14 @@ from minerva.core.sansio import Datagram
 from minerva.grasp.announcement import Announcement, AnnouncementError, Drop, read_announcements
 from minerva.grasp.constants import (
     ALL_GRASP_NEIGHBORS,
+    AN_PROXY,
     GRASP_LISTEN_PORT,
     MAX_MULTICAST_SIZE,
     MAX_UINT32,
     TransportProto,
 )
 from minerva.grasp.errors import GraspError
-from minerva.grasp.messages import Flood
+from minerva.grasp.messages import Flood, FloodEntry
 from minerva.grasp.session_id import SessionIds
 
 ANNOUNCE_PERIOD = 60.0
@@ -42,6 +48,12 @@ ANNOUNCE_PERIOD = 60.0
 
 ANNOUNCE_TTL = 210_000
 """How long others may believe an announcement of ours, in milliseconds."""
+
+PROXY_TTL = 180_000
+"""The same for a join proxy (RFC 8995 section 4.1.1)."""
+
+PAIR_GAP = 0.2
+"""Within how many seconds what one announcer sends is one announcement. Below ``MIN_GAP``."""
 
 PERIOD_JITTER = 0.05
 """By which part of it the period varies either way, so that the nodes of a link do not march in step."""
@@ -184,12 +196,18 @@ class DullInstance:
     def announce(self, announcements: Sequence[Announcement], now: float) -> None:
         """Announce this, and nothing else, from now on; to be called again when the link has come up.
 
-        Raises :class:`GraspError` if it does not fit into one packet, which must not be fragmented.
+        What is only less than before is announced at its next time. Raises :class:`GraspError` if it does not
+        fit into packets that are not fragmented.
         """
-        size = len(self._flood(announcements, MAX_UINT32).encode()) if announcements else 0
+        size = max(
+            (len(flood.encode()) for flood in self._floods(announcements, lambda: MAX_UINT32)), default=0
+        )
         if size > MAX_MULTICAST_SIZE:
             raise GraspError(f"announcements of {size} bytes, at most {MAX_MULTICAST_SIZE} fit into a packet")
+        less = 0 < len(announcements) < len(self._announced) and set(announcements) < set(self._announced)
         self._announced = tuple(announcements)
+        if less:
+            return
         self._next_send = None
         if announcements:
             self._start_series(now)
@@ -239,7 +257,7 @@ class DullInstance:
         self.counters[Count.ACCEPTED] += 1
         if known is None:
             self._answer(now, series=True)
-        elif now - known.last_heard < self._period / 2 and now - self._last_sent >= ANSWER_HOLD:
+        elif PAIR_GAP < now - known.last_heard < self._period / 2 and now - self._last_sent >= ANSWER_HOLD:
             self._answer(now, series=False)
         self._remember(address, ttl, announcements, now)
 
@@ -286,18 +304,21 @@ class DullInstance:
     def _send_if_due(self, now: float) -> None:
         if self._next_send is None or now < self._next_send:
             return
-        data = self._flood(self._announced, self._session_ids.new()).encode()
-        self._datagrams.append(Datagram(data, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT))
-        self.counters[Count.SENT] += 1
+        for flood in self._floods(self._announced, self._session_ids.new):
+            self._datagrams.append(Datagram(flood.encode(), ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT))
+            self.counters[Count.SENT] += 1
         self._last_sent = now
         if self._gaps:
             self._next_send = now + self._gaps.popleft()
         else:
             self._next_send = now + self._period * (1 + PERIOD_JITTER * (2 * self._random.random() - 1))
 
-    def _flood(self, announcements: Sequence[Announcement], session_id: int) -> Flood:
-        entries = tuple(announcement.to_entry(self._link_local) for announcement in announcements)
-        return Flood(session_id, self._link_local, self._ttl, entries)
+    def _floods(self, announcements: Sequence[Announcement], session_id: Callable[[], int]) -> list[Flood]:
+        by_ttl: dict[int, list[FloodEntry]] = {}
+        for announcement in announcements:
+            ttl = PROXY_TTL if announcement.objective == AN_PROXY else self._ttl
+            by_ttl.setdefault(ttl, []).append(announcement.to_entry(self._link_local))
+        return [Flood(session_id(), self._link_local, ttl, tuple(entries)) for ttl, entries in by_ttl.items()]
 
     def _make_room(self) -> bool:
         """Return whether one more source can be remembered; a random one that is not pinned may have to go.

@@ -5,6 +5,7 @@ The one thing that is remembered, who has announced himself on a link, only give
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from ipaddress import IPv6Address, IPv6Network
 
 LINK_TABLE = "minerva_link"
@@ -33,6 +34,19 @@ FRAGMENT_BURST = 100
 """A certificate chain with intermediates does not fit into one packet, so IKE messages may be fragmented.
 What fragments hide from this policy meets no listener but ours, and no error is ever sent out."""
 
+PROXY_SYNS_PER_SECOND = 30
+PROXY_SYN_BURST = 60
+PROXY_SYNS_PER_PEER = 2
+PROXY_SYN_BURST_OF_PEER = 8
+PROXY_PEERS = 256
+PROXY_PEER_SECONDS = 60
+"""Limits on who connects to the join proxy: on all of a link, for the same neighbour table, and before that on
+each by itself, so that one who connects without end leaves room for the others."""
+
+PROXY_MARK = 0x4D4E5650
+"""The mark of the sockets by which the join proxy reaches registrars. Only root can set one, so their packets
+go where root says, whatever the process that uses them makes of them."""
+
 
 PLEDGE_PORTS = range(61_000, 62_000)
 """From which TCP ports a pledge connects to join proxies; they are open for the answers, and only while it is
@@ -42,15 +56,20 @@ one."""
 def link_policy(device: str, link_local: IPv6Address) -> str:
     """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
 
-    In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address; out go the same, and no
-    ICMPv6 error ever, so that a scan finds nothing.
+    In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address, and TCP to the join proxy
+    while it is open (:func:`open_proxy`); out go the same, and no ICMPv6 error ever, so that a scan finds
+    nothing.
     """
     return f"""
 table inet {LINK_TABLE} {{
     counter solicitations_over_limit {{ }}
     counter attempts_over_limit {{ }}
+    counter proxy_syns_over_limit {{ }}
     counter refused_in {{ }}
     counter refused_out {{ }}
+    set proxy_connect {{ type inet_service; size 16; }}
+    set proxy_circuits {{ type inet_service; size 16; }}
+    set proxy_peers {{ type ipv6_addr; size {PROXY_PEERS}; flags dynamic,timeout; timeout {PROXY_PEER_SECONDS}s; }}
     set announcers {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set attempts {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set pledge_ports {{ type inet_service; flags interval; }}
@@ -67,9 +86,16 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
+        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         counter name refused_in drop
+    }}
+    chain proxy {{
+        update @proxy_peers {{ ip6 saddr limit rate over {PROXY_SYNS_PER_PEER}/second burst {PROXY_SYN_BURST_OF_PEER} packets }} counter name proxy_syns_over_limit drop
+        limit rate over {PROXY_SYNS_PER_SECOND}/second burst {PROXY_SYN_BURST} packets counter name proxy_syns_over_limit drop
+        accept
     }}
     chain forward {{
         type filter hook forward priority raw; policy drop;
@@ -81,6 +107,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr {link_local} ip6 daddr ff02::13 udp dport 7017 accept
         ip6 saddr {link_local} udp sport 500 accept
         ip6 saddr {link_local} ip6 nexthdr esp accept
+        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
         ip6 saddr {link_local} exthdr frag exists accept
         ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
         counter name refused_out drop
@@ -98,14 +125,46 @@ def pledge_rules(allowed: bool) -> str:
     return commands
 
 
+def open_proxy(connect: Iterable[int], circuits: Iterable[int]) -> str:
+    """Return what opens TCP ports of a link namespace to strangers, and closes all others.
+
+    New connections are let in to the ports ``connect``; those that there are may go on there and on the ports
+    ``circuits``.
+    """
+    connect = set(connect)
+    return _replace_set(LINK_TABLE, "proxy_connect", map(str, connect)) + _replace_set(
+        LINK_TABLE, "proxy_circuits", map(str, connect.union(circuits))
+    )
+
+
+def proxy_targets(targets: Iterable[tuple[IPv6Address, int]]) -> str:
+    """Return what lets the join proxy's sockets speak to these addresses and TCP ports, and to no others."""
+    return _replace_set(ACP_TABLE, "registrars", (f"{address} . {port}" for address, port in targets))
+
+
+def _replace_set(table: str, name: str, elements: Iterable[str]) -> str:
+    members = ", ".join(sorted(elements))
+    added = f"add element inet {table} {name} {{ {members} }}\n" if members else ""
+    return f"flush set inet {table} {name}\n{added}"
+
+
 def acp_policy(host_side: str, host_address: IPv6Address) -> str:
     """Return the policy of the ACP namespace: from the host comes only its own V=1 address, and ND.
 
-    Without it the host could speak for any node of the ACP, and forward for others.
+    Without it the host could speak for any node of the ACP, and forward for others. The join proxy's sockets,
+    which belong to a process that strangers speak to, reach registrars (:func:`proxy_targets`) only.
     """
     return f"""
 table inet {ACP_TABLE} {{
     counter refused_from_host {{ }}
+    counter refused_from_proxy {{ }}
+    set registrars {{ type ipv6_addr . inet_service; size 64; }}
+    chain out {{
+        type filter hook output priority raw; policy accept;
+        meta mark != {PROXY_MARK:#x} accept
+        meta l4proto tcp ip6 daddr . tcp dport @registrars accept
+        counter name refused_from_proxy drop
+    }}
     chain in {{
         type filter hook prerouting priority raw; policy accept;
         iifname != "{host_side}" accept

@@ -164,3 +164,39 @@ def grasp_listener(port: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+PROXY_BUFFER = 64 << 10
+"""Socket buffers of the join proxy, in bytes: an enrolment is some tens of kilobytes."""
+
+
+def proxy_listener(device: str, port: int) -> socket.socket:
+    """Return a TCP socket on ``port`` of whatever addresses ``device`` has; not listening yet.
+
+    What it accepts has its limits: those of :func:`tcp_socket`, and small buffers.
+    """
+    sock = _tcp()
+    try:
+        _device(sock, device)
+        _small_buffers(sock)
+        # Its predecessor may not be closed yet.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        sock.bind(("::", port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
+def proxy_socket(source: IPv6Address, mark: int) -> socket.socket:
+    """Return a TCP socket bound to ``source`` whose packets have the firewall's ``mark``."""
+    sock = tcp_socket(source)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+    _small_buffers(sock)
+    return sock
+
+
+def _small_buffers(sock: socket.socket) -> None:
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, PROXY_BUFFER)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, PROXY_BUFFER)

@@ -1,0 +1,133 @@
+"""Which registrar a pledge is connected with."""
+
+from __future__ import annotations
+
+import random
+from ipaddress import IPv6Address
+
+from minerva.connect.messages import Registrar
+from minerva.connect.registrar_choice import LAST_PROBE, PASS_OVER, RegistrarChoice
+
+A, B, C = (Registrar(IPv6Address(f"fd00::{number}"), 8443, "") for number in (1, 2, 3))
+CMP = Registrar(IPv6Address("fd00::1"), 9443, "cmp")
+
+
+def choice(*registrars: Registrar, seed: int = 1) -> RegistrarChoice:
+    made = RegistrarChoice(random.Random(seed))
+    made.update(registrars)
+    return made
+
+
+def test_nothing_is_offered_before_it_has_worked() -> None:
+    made = choice(A)
+    assert not made.usable("")
+    assert made.probes(0.0) == [A]
+    assert made.probes(0.0) == [], "one at a time"
+    assert made.next_timer() is None
+    assert made.succeeded(A, 0.1, probe=True)
+    assert made.usable("")
+    assert made.probes(100.0) == []
+    assert not made.succeeded(A, 200.0)
+
+
+def test_all_in_turn_are_tried_until_one_is_usable() -> None:
+    made = choice(A, B, C)
+    tried = []
+    for now in (0.0, 0.1, 0.2):
+        [registrar] = made.probes(now)
+        tried.append(registrar)
+        assert made.failed(registrar, "Connection refused", now, probe=True)
+    assert sorted(tried, key=str) == [A, B, C]
+    assert made.candidates("", 0.3) == []
+    assert made.probes(0.3) == []
+    assert made.next_timer() is not None
+
+
+def test_the_background_tries_less_and_less_often() -> None:
+    """
+    covers: JP-6
+    """
+    made, now, gaps = choice(A), 0.0, []
+    for _ in range(12):
+        assert made.probes(now) == [A]
+        made.failed(A, "it does not answer", now, probe=True)
+        when = made.next_timer()
+        assert when is not None
+        assert made.probes(when - 0.001) == []
+        gaps.append(when - now)
+        now = when
+    assert gaps[0] < 1.0
+    assert LAST_PROBE <= max(gaps) <= LAST_PROBE * 1.25
+    made.probes(now)
+    made.succeeded(A, now, probe=True)
+    made.failed(A, "it does not answer", now + 1)
+    assert made.next_timer() - now - 1 < 1.0, "and starts over after it has worked"  # type: ignore[operator]
+
+
+def test_the_one_that_worked_last_is_the_first_choice() -> None:
+    made = choice(A, B, C)
+    made.succeeded(B, 1.0)
+    assert made.candidates("", 2.0)[0] == B
+    made.succeeded(C, 3.0)
+    assert made.candidates("", 4.0)[:2] == [C, B]
+
+
+def test_one_that_failed_is_passed_over_for_a_while() -> None:
+    """
+    covers: JP-6
+    """
+    made = choice(A, B)
+    made.succeeded(A, 0.0)
+    made.failed(A, "Connection refused", 10.0)
+    assert made.candidates("", 10.1) == [B]
+    assert not made.usable("")
+    [probed] = made.probes(10.1)
+    assert probed == B, "what is not known to fail comes first"
+    made.succeeded(B, 10.2, probe=True)
+    assert made.candidates("", 10.0 + PASS_OVER - 0.1) == [B]
+    assert made.candidates("", 10.0 + PASS_OVER) == [B, A]
+
+
+def test_variations_are_for_themselves() -> None:
+    """
+    covers: JP-4
+    """
+    made = choice(A, CMP)
+    assert made.variations() == ["", "cmp"]
+    assert set(made.probes(0.0)) == {A, CMP}
+    made.succeeded(A, 0.1, probe=True)
+    made.failed(CMP, "Connection refused", 0.1, probe=True)
+    assert made.usable("")
+    assert not made.usable("cmp")
+    assert made.candidates("cmp", 1.0) == []
+
+
+def test_nodes_begin_with_different_ones() -> None:
+    firsts = {choice(A, B, C, seed=seed).probes(0.0)[0] for seed in range(30)}
+    assert firsts == {A, B, C}
+
+
+def test_what_is_gone_is_forgotten() -> None:
+    made = choice(A, B)
+    made.probes(0.0)
+    made.update([B])
+    assert not made.succeeded(A, 1.0, probe=True)
+    assert not made.failed(A, "x", 1.0, probe=True)
+    assert made.candidates("", 1.0) == [B]
+    made.succeeded(B, 1.0)
+    made.update([B, A])
+    assert made.usable(""), "what is known of the others stays"
+    made.update([])
+    assert made.variations() == []
+    assert made.next_timer() is None
+
+
+def test_status_says_which_one_is_in_use() -> None:
+    made = choice(A, B, CMP)
+    assert not any(item["in_use"] for item in made.status(0.0))
+    made.succeeded(B, 0.0)
+    made.failed(A, "Connection refused", 1.0)
+    found = {(item["address"], item["variation"]): item for item in made.status(2.0)}
+    assert found["fd00::2", ""]["in_use"]
+    assert found["fd00::1", ""]["problem"] == "Connection refused"
+    assert not found["fd00::1", "cmp"]["in_use"]
