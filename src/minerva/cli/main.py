@@ -29,7 +29,7 @@ _COMMANDS = {
     "grasp": ("minerva.cli.grasp", "grasp", "Discover, synchronize, negotiate and flood in the ACP."),
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
     "pledge": ("minerva.cli.pledge", "pledge", "Make this machine a member of a domain, by hand."),
-    "registrar": ("minerva.cli.registrar", "registrar", "Let new devices into a domain."),
+    "registrar": ("minerva.cli.registrar_manage", "registrar", "Let new devices into a domain."),
     "masa": ("minerva.cli.masa", "masa", "Be the maker of devices: identities, and who owns them."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),
 }

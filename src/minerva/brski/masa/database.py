@@ -13,14 +13,15 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sa
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from sqlalchemy.dialects import postgresql, sqlite
+from sqlalchemy.dialects import sqlite
 
 from minerva.brski.database import DatabaseError, RowId, UtcTime, reading, shown, writing
 from minerva.brski.masa.errors import MasaError
@@ -29,6 +30,9 @@ from minerva.pki.certificates import UNREADABLE, load_certificate, load_pem
 from minerva.pki.errors import CertificateError, IdevidError, KeyRuleError
 from minerva.pki.idevid import domain_id
 from minerva.pki.keys import check_certificate
+
+if TYPE_CHECKING:
+    from sqlalchemy.dialects import postgresql
 
 SCHEMA_VERSION = "1"
 
@@ -263,11 +267,14 @@ _OWNED = _UNCHANGED.values(
 _INSERT_VOUCHER = sa.insert(_vouchers)
 
 
-def _add_owner(insert: sqlite.Insert | postgresql.Insert) -> sa.Insert:
-    return insert.on_conflict_do_nothing()
+@cache
+def _add_owner(dialect: str) -> sa.Insert:
+    return _insert(dialect, _owners).on_conflict_do_nothing()
 
 
-def _count_voucher(insert: sqlite.Insert | postgresql.Insert) -> sa.Insert:
+@cache
+def _count_voucher(dialect: str) -> sa.Insert:
+    insert = _insert(dialect, _log)
     newest = {name: insert.excluded[name] for name in ("date", "nonce", "assertion")}
     return insert.on_conflict_do_update(
         index_elements=[_log.c.device_id, _log.c.domain_id, _log.c.nonced],
@@ -275,15 +282,14 @@ def _count_voucher(insert: sqlite.Insert | postgresql.Insert) -> sa.Insert:
     ).returning(_log.c.issued)
 
 
-# Both databases know ON CONFLICT, but SQLAlchemy has no common word for it.
-_ADD_OWNER = {
-    "sqlite": _add_owner(sqlite.insert(_owners)),
-    "postgresql": _add_owner(postgresql.insert(_owners)),
-}
-_COUNT_VOUCHER = {
-    "sqlite": _count_voucher(sqlite.insert(_log)),
-    "postgresql": _count_voucher(postgresql.insert(_log)),
-}
+def _insert(dialect: str, table: sa.Table) -> sqlite.Insert | postgresql.Insert:
+    # Both databases know ON CONFLICT, but SQLAlchemy has no common word for it.
+    if dialect == "postgresql":
+        # It takes long to import and is not needed by most.
+        from sqlalchemy.dialects import postgresql
+
+        return postgresql.insert(table)
+    return sqlite.insert(table)
 
 
 class Database:
@@ -416,7 +422,7 @@ class Database:
                     },
                 )
                 issued = connection.execute(
-                    _COUNT_VOUCHER[connection.dialect.name],
+                    _count_voucher(connection.dialect.name),
                     {
                         "device_id": device.id,
                         "domain_id": entry.owner.domain_id,
@@ -566,7 +572,7 @@ def _owner_id(connection: sa.Connection, owner: Owner) -> int:
     number = connection.scalar(_OWNER_ID, {"owner_key": owner.key})
     if number is None:
         values = {"key": owner.key, "certificate": owner.certificate, "domain_id": owner.domain_id}
-        connection.execute(_ADD_OWNER[connection.dialect.name], values)
+        connection.execute(_add_owner(connection.dialect.name), values)
         number = connection.scalar(_OWNER_ID, {"owner_key": owner.key})
     assert number is not None
     return int(number)
