@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode, encodebytes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -11,17 +12,19 @@ from pathlib import Path
 from threading import Barrier
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from minerva.brski.masa.database import KEPT_VOUCHERS, LogEntry
 from minerva.brski.masa.errors import Refusal
 from minerva.brski.masa.service import MAX_EVENTS, audit_log
-from minerva.pki.certificates import load_certificate
+from minerva.pki.certificates import ID_KP_CMC_RA, load_certificate
 from minerva.pki.idevid import authority_key_identifier_value, domain_id
 from minerva.pki.keys import generate_key
 from minerva.voucher.check import check_registrar_chain
-from minerva.voucher.cms import ANIMA_JSON_VOUCHER, open_signed, sign
+from minerva.voucher.cms import ANIMA_JSON_VOUCHER, DATA, open_signed, sign
 from minerva.voucher.errors import VoucherRefused
 from minerva.voucher.model import Assertion, VoucherRequest
 from tests.brski.masa.world import NOW, Domain, Maker, new_nonce
@@ -551,3 +554,44 @@ def test_assigning_what_is_owned(maker: Maker, domain: Domain, other: Domain) ->
     nonce = new_nonce()
     data = maker.ask(domain.request(device.serial_number, nonce))
     assert device.check(data, nonce).assertion is Assertion.VERIFIED
+
+
+def test_requests_in_other_writings(maker: Maker, domain: Domain) -> None:
+    """Of id-data, as all published ones are, and in base64.
+
+    covers: M-3, CM-1, CM-2
+    """
+    for write in (bytes, b64encode, encodebytes):
+        device, nonce = maker.device(), new_nonce()
+        payload = VoucherRequest(serial_number=device.serial_number, nonce=nonce).encode()
+        request = sign(payload, domain.key, domain.registrar, domain.chain, when=None, content_type=DATA)
+        assert device.check(maker.ask(write(request)), nonce)
+
+
+def test_a_registrar_that_certified_itself(maker: Maker, domain: Domain, tmp_path: Path) -> None:
+    """A domain without a CA: its registrar's certificate is all there is.
+
+    covers: M-9, M-12
+    """
+    alone = Domain("alone.example.com", tmp_path / "alone")
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registrar")])
+    alone.registrar = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(alone.key.public_key())
+        .serial_number(1)
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ID_KP_CMC_RA]), critical=False)
+        .sign(alone.key, SHA256())
+    )
+    device = maker.device()
+    request, nonce = alone.proximity_request(device, chain=())
+    voucher = device.check(maker.ask(request), nonce)
+    assert voucher.assertion is Assertion.PROXIMITY
+    check_registrar_chain(voucher, (alone.registrar,), NOW)
+    # Without a SKI the domainID is the fingerprint of the key.
+    (event,) = maker.masa.request_audit_log(request, NOW)[0].events
+    assert len(event.domain_id) == 32
+    rejects(maker, domain.proximity_request(device)[0], 403, "belongs to another domain")
