@@ -8,15 +8,13 @@ import subprocess
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509.oid import ExtensionOID
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -24,25 +22,15 @@ from minerva.brski.pledge import attempt as module
 from minerva.brski.pledge import enrolment
 from minerva.brski.pledge import session as session_module
 from minerva.brski.pledge.attempt import Policy, Step, bootstrap, report_enrolled
-from minerva.brski.pledge.enrolment import Enrolled, anchors_of, patiently
+from minerva.brski.pledge.enrolment import patiently
 from minerva.brski.pledge.errors import AttemptError, RefusedError, UntrustedError
-from minerva.brski.pledge.session import Session, check_signatures
-from minerva.est import der
-from minerva.est.bodies import decode_base64, encode_base64
-from minerva.est.csrattrs import (
-    EXTENSION_REQUEST,
-    Attribute,
-    CsrAttributes,
-    for_node_name,
-)
+from minerva.est.bodies import decode_base64
 from minerva.https.client import Response
 from minerva.pki.idevid import authority_key_identifier_value
-from minerva.pki.keys import KeyType
-from minerva.pki.node_name import AcpNodeName
 from minerva.pki.request import load_request
 from minerva.tls.context import make_context
 from minerva.voucher.cms import open_signed
-from minerva.voucher.model import Assertion, VoucherRequest
+from minerva.voucher.model import Assertion
 from tests.brski.pledge.world import (
     DEVICE,
     DROP,
@@ -50,7 +38,6 @@ from tests.brski.pledge.world import (
     MAKER,
     NODE_NAME,
     NOW,
-    OTHER_NAME,
     REGISTRAR,
     ROOT,
     SERIAL,
@@ -59,50 +46,21 @@ from tests.brski.pledge.world import (
     Answer,
     Asked,
     Registrar,
-    certify,
+    altered,
+    clock,
+    enrol,
+    fail,
     idevid,
     make_voucher,
     not_yet,
-    pkcs7,
     registrar_certificate,
+    request_of,
     signed,
 )
 from tests.https.ends import dial, listener, run
-from tests.pki.certs import Ca, _make, key, subject
+from tests.pki.certs import _make, key, subject
 
 ALL = ["requestvoucher", "voucher_status", "cacerts", "csrattrs", "simpleenroll"]
-
-
-def clock() -> datetime:
-    return datetime.now(UTC)
-
-
-def enrol(registrar: Registrar, **options: Any) -> Enrolled:
-    """Run one attempt with ``registrar``."""
-    found: list[Enrolled] = []
-
-    async def attempt() -> None:
-        async with registrar.running():
-            found.append(await bootstrap(registrar.connect, DEVICE, **{"now": clock} | options))
-
-    run(attempt())
-    return found[0]
-
-
-def fail(registrar: Registrar, kind: type[AttemptError] = AttemptError, **options: Any) -> str:
-    """Run one attempt that fails, and return why."""
-    with pytest.raises(kind) as caught:
-        enrol(registrar, **options)
-    return str(caught.value)
-
-
-def request_of(asked: Asked) -> VoucherRequest:
-    return VoucherRequest.decode(open_signed(asked.body).payload)
-
-
-def altered(**changes: Any) -> Callable[[Asked], Answer]:
-    """A handler that answers with the MASA's voucher, but for ``changes``."""
-    return lambda asked: Registrar().voucher(asked, **changes)
 
 
 # --- when all goes well ------------------------------------------------------------------------------------
@@ -746,419 +704,6 @@ def test_whether_the_status_is_heard_does_not_matter() -> None:
     """covers: P-50"""
     for answer in (Answer(404), Answer(500, b"oh"), DROP, replace(Answer(), close=True)):
         enrol(Registrar(handlers={"voucher_status": [answer]}))
-
-
-# --- the same registrar ------------------------------------------------------------------------------------
-
-
-def test_after_the_voucher_the_connection_may_be_made_again() -> None:
-    """covers: P-23"""
-    closing = lambda asked: replace(Registrar().voucher(asked), close=True)  # noqa: E731
-    registrar = Registrar(handlers={"requestvoucher": [closing]})
-    enrol(registrar)
-    assert registrar.connections == 2
-    assert all(asked.chain[0] == DEVICE.certificate for asked in registrar.asked)
-
-
-def test_but_only_with_the_same_certificate() -> None:
-    """covers: P-23"""
-    closing = lambda asked: replace(Registrar().voucher(asked), close=True)  # noqa: E731
-    renewed = registrar_certificate()
-    contexts = [
-        make_context(certificate, ISSUING.chain, key("p256/registrar"))
-        for certificate in (REGISTRAR, renewed)
-    ]
-    registrar = Registrar(handlers={"requestvoucher": [closing]}, contexts=contexts)
-    assert "another certificate than before" in fail(registrar, UntrustedError)
-    assert registrar.operations() == ["requestvoucher"], "it hears nothing"
-
-
-def test_a_refusal_is_told_to_the_same_only() -> None:
-    def handler(asked: Asked) -> Answer:
-        return replace(Registrar().voucher(asked, serial_number="x"), close=True)
-
-    contexts = [
-        make_context(certificate, ISSUING.chain, key("p256/registrar"))
-        for certificate in (REGISTRAR, registrar_certificate())
-    ]
-    registrar = Registrar(handlers={"requestvoucher": [handler]}, contexts=contexts)
-    assert "the voucher is refused" in fail(registrar, UntrustedError)
-    assert registrar.operations() == ["requestvoucher"]
-
-
-def test_a_connection_that_is_lost_in_the_middle() -> None:
-    registrar = Registrar(handlers={"cacerts": [DROP], "simpleenroll": [DROP]})
-    enrol(registrar)
-    assert registrar.connections == 3
-    assert len({asked.body for asked in registrar.of("simpleenroll")}) == 1
-
-
-def test_a_connection_that_is_lost_again_and_again() -> None:
-    assert "closed the connection" in fail(Registrar(handlers={"requestvoucher": lambda _: DROP}))
-    assert "closed the connection" in fail(Registrar(handlers={"csrattrs": lambda _: DROP}))
-
-
-# --- chains that nobody vouches for ------------------------------------------------------------------------
-
-
-IMPOSTOR = Ca.root("Domain root", kind="p384/impostor", **VALID)
-FAKE_ISSUING = IMPOSTOR.ca("Domain issuing", kind="p256/fake", **VALID)
-
-
-@pytest.mark.parametrize(
-    ("chain", "good"),
-    [
-        ((REGISTRAR,), True),
-        ((REGISTRAR, ISSUING.certificate), True),
-        ((REGISTRAR, ISSUING.certificate, ROOT.certificate), True),
-        ((REGISTRAR, ROOT.certificate, ISSUING.certificate), True),
-        ((REGISTRAR, STRANGER.certificate, ISSUING.certificate), True),
-        ((REGISTRAR, FAKE_ISSUING.certificate, ISSUING.certificate), True),
-        ((REGISTRAR, FAKE_ISSUING.certificate), False),
-        ((REGISTRAR, ISSUING.certificate, IMPOSTOR.certificate), False),
-        ((), False),
-        ((REGISTRAR, *[FAKE_ISSUING.certificate] * 15), False),
-    ],
-)
-def test_signatures_in_a_chain(chain: tuple[x509.Certificate, ...], good: bool) -> None:
-    """covers: P-20"""
-    if good:
-        check_signatures(chain)
-    else:
-        with pytest.raises(UntrustedError):
-            check_signatures(chain)
-
-
-def test_the_work_that_a_chain_makes_is_bounded() -> None:
-    """covers: P-22"""
-    name = subject("all the same")
-    chain = [
-        _make(name, key(f"p256/{number}").public_key(), name, key(f"p256/{number}"), ca=True, **VALID)
-        for number in range(12)
-    ]
-    with pytest.raises(UntrustedError, match="without end"):
-        check_signatures(chain)
-
-
-def test_a_ca_with_a_new_key_is_no_forgery() -> None:
-    name = subject("Root")
-    old, new = key("p256/old"), key("p256/new")
-
-    def certificate(own: Any, issuer: Any) -> x509.Certificate:
-        return _make(
-            name,
-            own.public_key(),
-            name,
-            issuer,
-            ca=True,
-            extensions=[
-                (x509.SubjectKeyIdentifier.from_public_key(own.public_key()), False),
-                (x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer.public_key()), False),
-            ],
-            **VALID,
-        )
-
-    check_signatures([certificate(new, old)])
-    check_signatures([certificate(new, old), certificate(new, new)])
-    check_signatures([certificate(new, old), certificate(old, old)])
-
-
-def test_a_weak_certificate_is_refused_at_once() -> None:
-    """covers: P-20"""
-    weak = registrar_certificate(kind="rsa1024/registrar")
-    with pytest.raises(UntrustedError, match="RSA key of 1024 bits"):
-        check_signatures([weak])
-
-
-def test_an_attempt_looks_at_the_chain() -> None:
-    """covers: P-20"""
-    registrar = Registrar(chain=(FAKE_ISSUING.certificate,))
-    assert "signature" in fail(registrar, UntrustedError)
-    assert registrar.asked == []
-
-
-def test_the_chain_is_kept() -> None:
-    """covers: P-20"""
-
-    async def test() -> None:
-        registrar = Registrar()
-        async with registrar.running():
-            context = make_context(DEVICE.certificate, (), key("p256/device"))
-            session = Session(registrar.connect, context)
-            with pytest.raises(AttemptError, match="no connection"):
-                _ = session.registrar
-            async with session:
-                await session.open()
-                await session.open()
-                assert registrar.connections == 1
-                assert session.chain == (REGISTRAR, ISSUING.certificate)
-
-    run(test())
-
-
-# --- trust anchors -----------------------------------------------------------------------------------------
-
-
-def test_strangers_among_the_authorities_are_ignored() -> None:
-    """covers: E-4"""
-    registrar = Registrar(
-        authorities=(
-            STRANGER.certificate,
-            ISSUING.certificate,
-            ROOT.certificate,
-            IMPOSTOR.certificate,
-            REGISTRAR,
-        )
-    )
-    assert enrol(registrar).anchors == (ROOT.certificate,)
-
-
-def test_authorities_of_another_domain() -> None:
-    registrar = Registrar(authorities=(STRANGER.certificate,))
-    why = fail(registrar)
-    assert "none of the registrar's CA certificates belongs to the domain" in why
-    (status,) = registrar.statuses("enrollstatus")
-    assert status.status is False
-    assert {asked.connection for asked in registrar.asked} == {1}
-
-
-def test_the_successor_of_a_root() -> None:
-    """covers: E-4"""
-    new = Ca.root("Domain root 2", kind="p384/root2", **VALID)
-    cross = _make(
-        new.certificate.subject,
-        new.key.public_key(),
-        ROOT.certificate.subject,
-        ROOT.key,
-        ca=True,
-        **VALID,
-    )
-    back = _make(
-        ROOT.certificate.subject,
-        ROOT.key.public_key(),
-        new.certificate.subject,
-        new.key,
-        ca=True,
-        **VALID,
-    )
-    authorities = (ROOT.certificate, new.certificate, cross, back, ISSUING.certificate, STRANGER.certificate)
-    assert set(anchors_of(authorities, ROOT.certificate, NOW)) == {ROOT.certificate, new.certificate}
-    # Whoever signs the old one's key has not become its successor by that.
-    stranger = _make(
-        ROOT.certificate.subject,
-        ROOT.key.public_key(),
-        STRANGER.certificate.subject,
-        STRANGER.key,
-        ca=True,
-        **VALID,
-    )
-    assert anchors_of((*authorities[:1], STRANGER.certificate, stranger), ROOT.certificate, NOW) == (
-        ROOT.certificate,
-    )
-    issuing = new.ca("Domain issuing 2", kind="p256/issuing2", **VALID)
-    registrar = Registrar(authorities=(*authorities, issuing.certificate))
-    registrar.handlers["simpleenroll"] = lambda asked: pkcs7(
-        certify(load_request(decode_base64(asked.body)).public_key, ca=issuing)
-    )
-    enrolled = enrol(registrar)
-    assert set(enrolled.anchors) == {ROOT.certificate, new.certificate}
-    assert set(enrolled.chain) == {issuing.certificate, cross}, "who knows only the old root can check us"
-
-
-def test_an_issuing_ca_alone_is_the_anchor() -> None:
-    registrar = Registrar(pinned=ISSUING.certificate, authorities=(ISSUING.certificate,))
-    enrolled = enrol(registrar)
-    assert enrolled.anchors == (ISSUING.certificate,)
-    assert enrolled.chain == ()
-
-
-@pytest.mark.parametrize("operation", ["cacerts", "csrattrs", "simpleenroll"])
-@pytest.mark.parametrize("answer", [Answer(403, b"no"), Answer(500), Answer(200, b"!"), Answer(200, b"AgEA")])
-def test_what_fails_after_the_voucher_is_told_on_the_same_connection(operation: str, answer: Answer) -> None:
-    """covers: P-51, E-4"""
-    registrar = Registrar(handlers={operation: [answer]})
-    fail(registrar)
-    assert registrar.operations()[-1] == "enrollstatus"
-    assert registrar.operations()[-2] == operation
-    (status,) = registrar.statuses("enrollstatus")
-    assert status.status is False
-    assert status.reason
-    assert registrar.connections == 1
-
-
-def test_no_report_over_another_connection() -> None:
-    """covers: P-51"""
-    registrar = Registrar(handlers={"csrattrs": [Answer(403, b"no", close=True)]})
-    fail(registrar, RefusedError)
-    assert registrar.connections == 1
-    assert registrar.of("enrollstatus") == []
-
-
-# --- what to ask for ---------------------------------------------------------------------------------------
-
-
-def attributes(body: bytes, status: int = 200) -> dict[str, Any]:
-    return {"csrattrs": [Answer(status, body, "application/csrattrs")]}
-
-
-@pytest.mark.parametrize(
-    "handlers",
-    [attributes(b"", 204), attributes(b"", 404), attributes(b""), attributes(encode_base64(b"\x30\x00"))],
-)
-def test_without_a_name_it_cannot_be_a_node(handlers: dict[str, Any]) -> None:
-    """covers: E-7"""
-    assert "no acp-node-name" in fail(Registrar(handlers=handlers))
-
-
-def test_a_name_without_an_address() -> None:
-    name = AcpNodeName.parse("@acp.example.com")
-    assert "no address" in fail(Registrar(handlers=attributes(for_node_name(name))))
-
-
-@pytest.mark.parametrize(
-    ("key_type", "bits"), [(KeyType.P384, 384), (KeyType.P521, 521), (KeyType.RSA2048, 2048), (None, 256)]
-)
-def test_the_key_that_is_demanded(key_type: KeyType | None, bits: int) -> None:
-    """covers: P-61, E-7"""
-    body = encode_base64(for_node_name(NODE_NAME, key_type), wrapped=True)
-    enrolled = enrol(Registrar(handlers=attributes(body)))
-    assert enrolled.key.key_size == bits
-    assert enrolled.certificate.public_key() == enrolled.key.public_key()
-
-
-def test_the_key_that_the_owner_wants() -> None:
-    body = encode_base64(for_node_name(NODE_NAME, None))
-    assert enrol(Registrar(handlers=attributes(body)), key_type=KeyType.P384).key.key_size == 384
-
-
-def test_a_key_that_cannot_be_made() -> None:
-    ed448 = Attribute(x509.ObjectIdentifier("1.2.840.10045.2.1"), (der.encode_oid(_BRAINPOOL),))
-    told = CsrAttributes.decode(for_node_name(NODE_NAME, None))
-    body = encode_base64(CsrAttributes((*told.items, ed448)).encode())
-    assert "does not make" in fail(Registrar(handlers=attributes(body)))
-
-
-_BRAINPOOL = x509.ObjectIdentifier("1.3.36.3.3.2.8.1.1.7")
-
-
-def test_extensions_are_copied_as_they_are() -> None:
-    """covers: P-61, E-7"""
-    (names,) = CsrAttributes.decode(for_node_name(NODE_NAME, None)).extensions
-    eku = x509.ExtendedKeyUsage([x509.ObjectIdentifier("1.3.6.1.5.5.7.3.2")])
-    extensions = [
-        (names.oid, True, names.value),
-        (ExtensionOID.EXTENDED_KEY_USAGE, True, eku.public_bytes()),
-        (x509.ObjectIdentifier("1.3.6.1.4.1.55555.1"), False, b"\x05\x00"),
-    ]
-    encoded = [
-        der.encode(
-            der.SEQUENCE,
-            der.encode_oid(oid),
-            der.encode(der.BOOLEAN, b"\xff") if critical else b"",
-            der.encode(der.OCTET_STRING, value),
-        )
-        for oid, critical, value in extensions
-    ]
-    items = (
-        x509.ObjectIdentifier("1.3.6.1.1.1.1.22"),
-        Attribute(EXTENSION_REQUEST, (der.encode(der.SEQUENCE, *encoded),)),
-        Attribute(x509.ObjectIdentifier("1.2.3.4"), (b"\x05\x00",)),
-    )
-    registrar = Registrar(handlers=attributes(encode_base64(CsrAttributes(items).encode())))
-    enrol(registrar)
-    request = x509.load_der_x509_csr(decode_base64(registrar.of("simpleenroll")[0].body))
-    found = [(each.oid, each.critical, each.value.public_bytes()) for each in request.extensions]
-    assert found == extensions
-    assert not [each for each in request.attributes if "1.9.7" in each.oid.dotted_string]
-
-
-def test_what_the_certificate_request_looks_like() -> None:
-    """covers: P-61, E-3, E-5, E-9"""
-    registrar = Registrar()
-    enrol(registrar)
-    (asked,) = registrar.of("simpleenroll")
-    assert asked.target == "/.well-known/est/simpleenroll"
-    assert asked.headers["content-type"] == "application/pkcs10"
-    assert asked.body.endswith(b"\n")
-    assert asked.body.count(b"\n") == 1
-    request = load_request(decode_base64(asked.body))
-    assert request.node_name == NODE_NAME
-    assert not request.challenge_password
-    assert isinstance(request.public_key, ec.EllipticCurvePublicKey)
-    for operation in ("cacerts", "csrattrs"):
-        (asked,) = registrar.of(operation)
-        assert asked.method == "GET"
-        assert asked.target == f"/.well-known/est/{operation}"
-
-
-@pytest.mark.parametrize("form", ["DER", "one line", "wrapped", "CRLF"])
-def test_bodies_in_any_form(form: str) -> None:
-    """covers: E-3"""
-
-    class Odd(Registrar):
-        def honest(self, asked: Asked) -> Answer:
-            answer = super().honest(asked)
-            if "/est/" not in asked.target:
-                return answer
-            body = decode_base64(answer.body)
-            if form != "DER":
-                body = encode_base64(body, wrapped=form != "one line")
-            if form == "CRLF":
-                body = body.replace(b"\n", b"\r\n")
-            return replace(answer, body=body, headers=[("Content-Transfer-Encoding", "binary")])
-
-    enrol(Odd())
-
-
-# --- what comes back ---------------------------------------------------------------------------------------
-
-
-def issuing(**changes: Any) -> Callable[[Asked], Answer]:
-    def handler(asked: Asked) -> Answer:
-        public_key = changes.get("public_key") or load_request(decode_base64(asked.body)).public_key
-        return pkcs7(certify(public_key, **{k: v for k, v in changes.items() if k != "public_key"}))
-
-    return handler
-
-
-BAD_CERTIFICATES: dict[str, tuple[Any, str]] = {
-    "another key": (issuing(public_key=key("p256/other").public_key()), "another key"),
-    "another name": (issuing(name=OTHER_NAME), "not for"),
-    "no name": (issuing(name=None), "no acp-node-name"),
-    "a stranger's": (issuing(ca=STRANGER), "no path"),
-    "an impostor's": (issuing(ca=FAKE_ISSUING), "no path"),
-    "expired": (issuing(end=NOW - timedelta(minutes=1)), "expired"),
-    "not yet valid": (issuing(start=NOW + timedelta(days=1)), "not valid before"),
-    "only the CAs": (lambda _: pkcs7(ISSUING.certificate, ROOT.certificate), "another key"),
-}
-
-
-@pytest.mark.parametrize("what", BAD_CERTIFICATES)
-def test_certificates_of_no_use(what: str) -> None:
-    """covers: E-5"""
-    handler, sentence = BAD_CERTIFICATES[what]
-    registrar = Registrar(handlers={"simpleenroll": [handler]})
-    assert sentence in fail(registrar)
-    (status,) = registrar.statuses("enrollstatus")
-    assert status.status is False
-    assert sentence in str(status.reason)
-
-
-def test_a_certificate_with_its_cas() -> None:
-    registrar = Registrar(authorities=(ROOT.certificate,))
-    registrar.handlers["simpleenroll"] = [
-        lambda asked: pkcs7(
-            ISSUING.certificate,
-            certify(load_request(decode_base64(asked.body)).public_key),
-            STRANGER.certificate,
-        )
-    ]
-    assert enrol(registrar).chain == (ISSUING.certificate,)
-
-
-def test_a_new_certificate_needs_no_clock() -> None:
-    handler = issuing(start=NOW + timedelta(days=1), end=NOW + timedelta(days=2))
-    enrol(Registrar(handlers={"simpleenroll": [handler]}), now=lambda: None)
 
 
 # --- anything ----------------------------------------------------------------------------------------------

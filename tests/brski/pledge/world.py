@@ -11,11 +11,15 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import h11
+import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
 
+from minerva.brski.pledge.attempt import bootstrap
 from minerva.brski.pledge.device import Device
+from minerva.brski.pledge.enrolment import Enrolled
+from minerva.brski.pledge.errors import AttemptError
 from minerva.est.bodies import certs_only, decode_base64, encode_base64
 from minerva.est.csrattrs import for_node_name
 from minerva.https.errors import HttpError
@@ -28,7 +32,7 @@ from minerva.tls.context import make_context
 from minerva.voucher.cms import open_signed, sign
 from minerva.voucher.model import Assertion, Voucher, VoucherRequest
 from minerva.voucher.telemetry import Status
-from tests.https.ends import dial, listener
+from tests.https.ends import dial, listener, run
 from tests.pki.certs import Ca, _make, key, node_name, san, subject
 
 NOW = datetime.now(UTC).replace(microsecond=0)
@@ -295,3 +299,43 @@ def pkcs7(*certificates: x509.Certificate) -> Answer:
 def not_yet(retry_after: str | None = "0") -> Answer:
     headers = [] if retry_after is None else [("Retry-After", retry_after)]
     return Answer(202, b"", headers=headers)
+
+
+# --- attempts ----------------------------------------------------------------------------------------------
+
+
+def clock() -> datetime:
+    return datetime.now(UTC)
+
+
+def enrol(registrar: Registrar, **options: Any) -> Enrolled:
+    """Run one attempt with ``registrar``."""
+    found: list[Enrolled] = []
+
+    async def attempt() -> None:
+        async with registrar.running():
+            found.append(await bootstrap(registrar.connect, DEVICE, **{"now": clock} | options))
+
+    run(attempt())
+    return found[0]
+
+
+def fail(registrar: Registrar, kind: type[AttemptError] = AttemptError, **options: Any) -> str:
+    """Run one attempt that fails, and return why."""
+    with pytest.raises(kind) as caught:
+        enrol(registrar, **options)
+    return str(caught.value)
+
+
+def request_of(asked: Asked) -> VoucherRequest:
+    return VoucherRequest.decode(open_signed(asked.body).payload)
+
+
+def altered(**changes: Any) -> Callable[[Asked], Answer]:
+    """A handler that answers with the MASA's voucher, but for ``changes``."""
+    return lambda asked: Registrar().voucher(asked, **changes)
+
+
+IMPOSTOR = Ca.root("Domain root", kind="p384/impostor", **VALID)
+FAKE_ISSUING = IMPOSTOR.ca("Domain issuing", kind="p256/fake", **VALID)
+"""CAs with the names of the domain's, and other keys."""
