@@ -20,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
+from minerva.https import lifespan
 from minerva.https.client import HttpClient
 from minerva.https.errors import HttpUsageError, StreamError
 from minerva.https.server import Limits, client_chain, make_server_context, serve
@@ -245,6 +246,66 @@ def test_an_application_that_cannot_start() -> None:
         with pytest.raises(HttpUsageError, match="no database"):
             await serve(Starlette(lifespan=Lifespan), [sock], None, ready=lambda: None, stop=asyncio.Event())
         assert sock.fileno() == -1
+
+    run(test())
+
+
+def test_an_application_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is ended."""
+    monkeypatch.setattr(lifespan, "END_SECONDS", 0.05)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        assert scope["type"] == "lifespan"
+        assert (await receive())["type"] == "lifespan.startup"
+        await send({"type": "lifespan.startup.complete"})
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        async with serving(app):
+            pass
+
+    run(test())
+
+
+def test_an_application_that_takes_its_time() -> None:
+    """Who loses patience leaves nothing behind."""
+
+    async def app(*_: Any) -> None:
+        await asyncio.Event().wait()
+
+    async def test() -> None:
+        sock = listener()
+        task = asyncio.ensure_future(serve(app, [sock], None, ready=lambda: None, stop=asyncio.Event()))
+        await asyncio.sleep(0.02)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    run(test())
+
+
+def test_an_answer_that_is_to_be_the_last() -> None:
+    """The application closes the connection by its header (RFC 8995 section 5.5.1 and its 401).
+
+    covers: R-21
+    """
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "lifespan":
+            raise NotImplementedError
+        await receive()
+        headers = [(b"connection", b"close"), (b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    async def test() -> None:
+        async with serving(app, context=server_context()) as server:
+            client = await server.tls()
+            assert (await client.request("POST", "/", body=b"x")).status == 401
+            assert not client.usable
+            assert await client.stream.read() == b""
+            await client.close()
+            await server.quiet()
 
     run(test())
 

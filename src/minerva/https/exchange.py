@@ -187,7 +187,7 @@ class ServerConnection:
             if name == b"content-length" and int(value) > limit:
                 raise too_large
         if self._http.they_are_waiting_for_100_continue:
-            go_on = h11.InformationalResponse(status_code=100, headers=[])
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
             await self.write(self._http.send(go_on) or b"")
         body = bytearray()
         self._expect(self._limits.body)
@@ -199,6 +199,8 @@ class ServerConnection:
                     body += event.data
                     if len(body) > limit:
                         raise too_large
+                else:
+                    raise _Gone("the client closed the connection in the middle of a request")
         except HttpTimeout:
             raise _Refused(408, "the body of the request took too long") from None
         return bytes(body)

@@ -11,6 +11,9 @@ from minerva.https.errors import HttpUsageError
 
 log = logging.getLogger(__name__)
 
+END_SECONDS = 10.0
+"""How long an application may take to clean up, in seconds."""
+
 Message = MutableMapping[str, Any]
 Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -32,21 +35,36 @@ class Lifespan:
     async def begin(self) -> None:
         """Let the application prepare. Raises :class:`HttpUsageError` if it cannot."""
         self._task = asyncio.get_running_loop().create_task(self._run())
-        answer = await self._tell("lifespan.startup")
+        try:
+            answer = await self._tell("lifespan.startup")
+        except BaseException:
+            self._task.cancel()
+            raise
         if answer is not None and answer["type"] == "lifespan.startup.failed":
-            await asyncio.wait([self._task])
-            raise HttpUsageError(
-                f"the application cannot start: {answer.get('message') or 'it gives no reason'}"
-            )
+            await self._join(END_SECONDS)
+            reason = answer.get("message") or "it gives no reason"
+            raise HttpUsageError(f"the application cannot start: {reason}")
 
     async def end(self) -> None:
-        """Let the application clean up."""
+        """Let the application clean up, for so long as that takes within :data:`END_SECONDS`."""
         if self._task is None:
             return
-        answer = await self._tell("lifespan.shutdown")
+        try:
+            async with asyncio.timeout(END_SECONDS):
+                answer = await self._tell("lifespan.shutdown")
+        except TimeoutError:
+            log.error("the application did not end within %g s", END_SECONDS)
+            await self._join(0)
+            return
         if answer is not None and answer["type"] == "lifespan.shutdown.failed":
             log.error("the application did not end well: %s", answer.get("message"))
-        await asyncio.wait([self._task])
+        await self._join(END_SECONDS)
+
+    async def _join(self, seconds: float) -> None:
+        assert self._task is not None
+        await asyncio.wait([self._task], timeout=seconds)
+        if self._task.cancel():
+            await asyncio.wait([self._task])
 
     async def _run(self) -> None:
         scope = {
@@ -66,8 +84,10 @@ class Lifespan:
         assert self._task is not None
         await self._to_app.put({"type": kind})
         answer = asyncio.get_running_loop().create_task(self._from_app.get())
-        await asyncio.wait([answer, self._task], return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done() and self._from_app.empty():
+        try:
+            await asyncio.wait([answer, self._task], return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            return None if self._from_app.empty() else self._from_app.get_nowait()
+        finally:
             answer.cancel()
-            return None
-        return await answer

@@ -7,6 +7,7 @@ Why not one of the well-known servers: docs/decisions.md. What each client may c
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import socket
 from collections import Counter
@@ -139,9 +140,10 @@ class HttpServer:
             try:
                 sock, address = await loop.sock_accept(listener)
             except OSError as error:
-                # Out of files or memory, or the connection is gone before it was taken: others may come.
-                log.warning("a connection could not be accepted: %s", error.strerror or error)
-                self._displace(None)
+                # Also that of a connection which is gone before it was taken. Others may come.
+                self._complain("somebody", f"it could not be accepted: {error.strerror or error}")
+                if error.errno in (errno.EMFILE, errno.ENFILE):
+                    self._displace(None)
                 await asyncio.sleep(0.2)
                 continue
             if self._has_room(address[0]):
