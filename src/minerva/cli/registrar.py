@@ -161,6 +161,29 @@ def rollover(directory: Path, new_root: bool, keep: int | None, as_json: bool) -
     click.echo(f"clients are told of the old CA until {made.until:%Y-%m-%d %H:%M} UTC")
 
 
+@registrar.command("new-id", short_help="Take a new Registrar-ID, after an old backup was put back.")
+@directory_option
+@json_option
+def new_id(directory: Path, as_json: bool) -> None:
+    """Take a new Registrar-ID for all addresses to come.
+
+    A database that was put back from a backup does not know of the addresses that were given out since. With
+    a new Registrar-ID, none of them is given out again.
+    """
+    from datetime import UTC, datetime
+
+    from minerva.brski.registrar import addresses
+    from minerva.brski.registrar.config import load
+    from minerva.brski.registrar.database import check_schema, open_database, record_event, writing
+
+    engine = open_database(load(directory).database_url(directory))
+    check_schema(engine)
+    with writing(engine) as connection:
+        number = f"{addresses.new_id(connection):012x}"
+        record_event(connection, "new-id", when=datetime.now(UTC), detail={"registrar_id": number})
+    click.echo(json.dumps({"registrar_id": number}) if as_json else f"the Registrar-ID is now {number}")
+
+
 def _show(made: Made, as_json: bool) -> None:
     if as_json:
         click.echo(

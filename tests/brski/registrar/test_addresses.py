@@ -15,7 +15,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
 from minerva.brski.registrar import addresses as allocation
-from minerva.brski.registrar.addresses import AddressError, assign, assigned, prepare
+from minerva.brski.registrar.addresses import AddressError, assign, assigned, new_id, prepare
 from minerva.brski.registrar.database import addresses, counters, open_database, reading, writing
 from minerva.brski.registrar.devices import see_device
 from minerva.pki.address import AcpAddress, Scheme, ula_global_id
@@ -232,3 +232,16 @@ def test_numbers_survive_a_new_start(prepared: Engine, database_url: str) -> Non
         assign(connection, device_id, DOMAIN, when=NOW)
         assert address_of(connection, device_id).node_number == 1
     again.dispose()
+
+
+def test_a_new_registrar_id_after_a_restore(prepared: Engine) -> None:
+    """covers: 6.11.7.3-3"""
+    with writing(prepared) as connection:
+        one = new_device(connection, "one")
+        assign(connection, one, DOMAIN, when=NOW)
+        taken = new_id(connection)
+        two = new_device(connection, "two")
+        assign(connection, two, DOMAIN, when=NOW)
+        assert address_of(connection, one).registrar_id == REGISTRAR_ID
+        assert address_of(connection, two).registrar_id == taken != REGISTRAR_ID
+        assert address_of(connection, two).node_number == 0

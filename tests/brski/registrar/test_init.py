@@ -175,3 +175,10 @@ def test_what_the_command_says_to_people(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     assert f"registrar of {DOMAIN}" in done.output
     assert "offline" in done.output
+
+
+def test_the_new_id_command(tmp_path: Path) -> None:
+    made = make_registrar(tmp_path).made
+    done = CliRunner().invoke(command, ["new-id", "--dir", str(made.directory), "--json"])
+    assert done.exit_code == 0, done.output
+    assert int(json.loads(done.output)["registrar_id"], 16) != made.address.registrar_id

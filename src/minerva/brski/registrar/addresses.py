@@ -58,6 +58,16 @@ def prepare(connection: Connection, registrar_id: int) -> None:
     _add_counters(connection, registrar_id)
 
 
+def new_id(connection: Connection, random_bytes: Callable[[int], bytes] = os.urandom) -> int:
+    """Take another Registrar-ID, for after an old backup was put back (RFC 8994 section 6.11.7.3).
+
+    What the database has forgotten about is of the old one.
+    """
+    registrar_id = new_registrar_id(random_bytes)
+    prepare(connection, registrar_id)
+    return registrar_id
+
+
 def assigned(connection: Connection, device_id: int, domain: str) -> AcpNodeName | None:
     """Return the name with the address that a device has, or ``None`` if it has none yet."""
     row = connection.execute(_ASSIGNED, {"device": device_id}).one_or_none()
