@@ -19,11 +19,13 @@ MAY_IMPORT = {
     "asa": {"core", "grasp"},
     "https": {"core", "pki", "tls"},
     "brski": {"core", "pki", "asa", "https", "tls", "voucher", "est"},
+    "console": {"core", "pki", "asa", "https", "tls"},
     "connect": {"core", "pki", "linux", "asa", "https", "brski", *PROTOCOLS},
-    "lab": {"core", "pki", "linux", "asa", "https", "brski", "connect", *PROTOCOLS},
-    "cli": {"core", "pki", "linux", "asa", "https", "brski", "connect", "lab", "sim", *PROTOCOLS},
+    "lab": {"core", "pki", "linux", "asa", "https", "brski", "connect", "console", *PROTOCOLS},
+    "cli": {"core", "pki", "linux", "asa", "https", "brski", "connect", "console", "lab", "sim", *PROTOCOLS},
 }
 SANS_IO = {"core", "sim", *PROTOCOLS}
+CORE_OF_THE_CONSOLE = ("events", "hub", "lease", "ring")
 FORBIDDEN_IN_CORES = {"asyncio", "socket", "time", "os", "threading", "subprocess", "select", "logging"}
 
 
@@ -63,6 +65,12 @@ def test_cores_do_no_input_or_output(package: str) -> None:
     for path in files(package):
         used = {name.split(".")[0] for name in imports(path)} & FORBIDDEN_IN_CORES
         assert not used, f"{path.relative_to(SOURCE)} imports {', '.join(sorted(used))}"
+
+
+@pytest.mark.parametrize("module", CORE_OF_THE_CONSOLE)
+def test_the_core_of_the_console_does_no_input_or_output(module: str) -> None:
+    used = {name.split(".")[0] for name in imports(SOURCE / "console" / f"{module}.py")} & FORBIDDEN_IN_CORES
+    assert not used
 
 
 def test_only_the_supervisor_and_the_lab_pay_for_pyroute2() -> None:
