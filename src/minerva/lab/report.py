@@ -116,8 +116,7 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
         lines.append(
             "They found their neighbours, checked each other's certificates, built "
             f"{_count(found['channels'], 'encrypted channel')} over {_count(found['links'], where)} "
-            "and computed their routes. "
-            "None of them was configured."
+            "and computed their routes. None of them was configured."
         )
     if found.get("heal_seconds") is not None:
         lines.append(
