@@ -152,8 +152,8 @@ def _check(config: Config, source: str) -> None:
         ("unknown", config.audit.unknown, _FOREIGN),
     ):
         _choice(value, choices, f"{source}: audit.{name}")
-    _number(config.server.port, 1, 65_535, f"{source}: server.port")
-    _number(config.server.crl_port, 1, 65_535, f"{source}: server.crl_port")
+    _number(config.server.port, 0, 65_535, f"{source}: server.port")
+    _number(config.server.crl_port, 0, 65_535, f"{source}: server.crl_port")
     _number(config.server.announce_period, ANNOUNCE_PERIOD, 86_400, f"{source}: server.announce_period")
     _number(config.pledges.retry_after, 1, 60, f"{source}: pledges.retry_after")
     _number(config.masa.timeout, 1, 300, f"{source}: masa.timeout")
