@@ -574,18 +574,7 @@ def test_a_registrar_that_certified_itself(maker: Maker, domain: Domain, tmp_pat
     covers: M-9, M-12
     """
     alone = Domain("alone.example.com", tmp_path / "alone")
-    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registrar")])
-    alone.registrar = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(alone.key.public_key())
-        .serial_number(1)
-        .not_valid_before(NOW - timedelta(days=1))
-        .not_valid_after(NOW + timedelta(days=1))
-        .add_extension(x509.ExtendedKeyUsage([ID_KP_CMC_RA]), critical=False)
-        .sign(alone.key, SHA256())
-    )
+    certify_itself(alone)
     device = maker.device()
     request, nonce = alone.proximity_request(device, chain=())
     voucher = device.check(maker.ask(request), nonce)
@@ -595,3 +584,50 @@ def test_a_registrar_that_certified_itself(maker: Maker, domain: Domain, tmp_pat
     (event,) = maker.masa.request_audit_log(request, NOW)[0].events
     assert len(event.domain_id) == 32
     rejects(maker, domain.proximity_request(device)[0], 403, "belongs to another domain")
+
+
+def certify_itself(domain: Domain, *extensions: x509.ExtensionType) -> None:
+    """Give the registrar a certificate that it signed itself."""
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "registrar")])
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(domain.key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(NOW - timedelta(days=1))
+        .not_valid_after(NOW + timedelta(days=1))
+        .add_extension(x509.ExtendedKeyUsage([ID_KP_CMC_RA]), critical=False)
+    )
+    for extension in extensions:
+        builder = builder.add_extension(extension, critical=False)
+    domain.registrar = builder.sign(domain.key, SHA256())
+
+
+def test_a_borrowed_key_identifier(any_maker: Maker, domain: Domain, tmp_path: Path) -> None:
+    """Who takes the domainID of others gets neither their log nor their device.
+
+    covers: M-15, M-17
+    """
+    maker = any_maker
+    thief = Domain("thief.example.com", tmp_path / "thief")
+    ski = domain.issuing.certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    certify_itself(thief, ski)
+    device = maker.device()
+    maker.ask(domain.proximity_request(device)[0])
+    request, _ = thief.proximity_request(device, chain=())
+    rejects(maker, request, 403, "belongs to another domain")
+    refusal(404, "not known", lambda: maker.masa.request_audit_log(request, NOW))
+    maker.database.release(device.serial_number, NOW)
+    maker.ask(request)
+    log, _ = maker.masa.request_audit_log(request, NOW)
+    assert [event.truncated for event in log.events] == [0, 0]
+    assert log.events[0].domain_id == log.events[1].domain_id
+
+
+@pytest.mark.parametrize("size", [0, 65, 4000])
+def test_odd_key_identifiers(maker: Maker, tmp_path: Path, size: int) -> None:
+    alone = Domain("alone.example.com", tmp_path / "alone")
+    certify_itself(alone, x509.SubjectKeyIdentifier(bytes(size)))
+    device = maker.device()
+    rejects(maker, alone.proximity_request(device, chain=())[0], 403, "subjectKeyIdentifier")

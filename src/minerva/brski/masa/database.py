@@ -104,9 +104,10 @@ _log = sa.Table(
     "log",
     metadata,
     sa.Column("device_id", RowId, sa.ForeignKey("devices.id"), primary_key=True),
-    sa.Column("domain_id", sa.LargeBinary, primary_key=True),
+    # Not by domainID: a stranger can make a certificate with the key identifier of somebody else.
+    sa.Column("owner_id", RowId, sa.ForeignKey("owners.id"), primary_key=True),
     sa.Column("nonced", sa.Boolean, primary_key=True),
-    sa.Column("owner_id", RowId, sa.ForeignKey("owners.id"), nullable=False),
+    sa.Column("domain_id", sa.LargeBinary, nullable=False),
     sa.Column("date", UtcTime, nullable=False),
     sa.Column("nonce", sa.Text),
     sa.Column("assertion", sa.Text, nullable=False),
@@ -246,7 +247,7 @@ _ANSWER = _VOUCHERS.where(
 _LOGS = (
     sa.select(_log, _owners.c.key)
     .join(_owners, _owners.c.id == _log.c.owner_id)
-    .order_by(_log.c.date.desc(), _log.c.domain_id, _log.c.nonced)
+    .order_by(_log.c.date.desc(), _log.c.owner_id, _log.c.nonced)
 )
 _LOG = _LOGS.where(_log.c.device_id == sa.bindparam("device_id"))
 _LOG_AT = _LOGS.where(
@@ -275,9 +276,9 @@ def _add_owner(dialect: str) -> sa.Insert:
 @cache
 def _count_voucher(dialect: str) -> sa.Insert:
     insert = _insert(dialect, _log)
-    newest = {name: insert.excluded[name] for name in ("date", "nonce", "assertion")}
+    newest = {name: insert.excluded[name] for name in ("domain_id", "date", "nonce", "assertion")}
     return insert.on_conflict_do_update(
-        index_elements=[_log.c.device_id, _log.c.domain_id, _log.c.nonced],
+        index_elements=[_log.c.device_id, _log.c.owner_id, _log.c.nonced],
         set_={**newest, "issued": _log.c.issued + 1},
     ).returning(_log.c.issued)
 

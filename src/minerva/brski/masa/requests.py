@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 
@@ -21,7 +21,7 @@ from minerva.brski.masa.errors import Refusal
 from minerva.core.text import printable, shortened
 from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, IdevidError, PathError
-from minerva.pki.idevid import serial_number
+from minerva.pki.idevid import domain_id, serial_number
 from minerva.pki.path import validate_path
 from minerva.voucher.cms import Signed, open_signed
 from minerva.voucher.errors import CmsError, CmsSignatureError, VoucherDecodeError
@@ -29,6 +29,9 @@ from minerva.voucher.model import Voucher, VoucherRequest
 
 MAX_NONCE = 256
 """The longest nonce accepted, in characters. RFC 8366 has 8 to 32 bytes, in whatever writing."""
+
+MAX_DOMAIN_ID = 64
+"""The longest domainID accepted, in bytes: it goes into logs. Most have 20 or 32."""
 
 MAX_AGE = timedelta(days=5)
 """How old a request may be. A pledge repeats its own for up to four days (RFC 8995 section 5.6)."""
@@ -68,6 +71,10 @@ class DomainRequest:
         """The CA that certified the registrar, or if it did not come along the registrar's certificate."""
         return self.path[1] if len(self.path) > 1 else self.path[0]
 
+    def without_prior(self) -> DomainRequest:
+        """Return the same without its largest part, which is needed only once."""
+        return replace(self, request=replace(self.request, prior_signed_voucher_request=None))
+
     def is_of(self, owner: Owner, now: datetime) -> bool:
         """Return whether the registrar is of a domain: its key is in the path, or certifies the path."""
         if owner.key in self.keys:
@@ -89,6 +96,7 @@ def open_request(data: bytes, now: datetime) -> DomainRequest:
         raise Refusal(_BAD_REQUEST, f"the voucher request cannot be read: {error}") from error
     path = _domain_path(signed, now)
     _check_registrar(path[0])
+    _check_domain_ids(path)
     try:
         request = VoucherRequest.decode(signed.payload)
     except VoucherDecodeError as error:
@@ -231,6 +239,19 @@ def _check_registrar(certificate: x509.Certificate) -> None:
             _FORBIDDEN,
             "the voucher request is not signed by a registrar: its certificate has not the extended key "
             "usage id-kp-cmcRA (1.3.6.1.5.5.7.3.28)",
+        )
+
+
+def _check_domain_ids(path: Sequence[x509.Certificate]) -> None:
+    try:
+        sizes = [len(domain_id(certificate)) for certificate in path]
+    except IdevidError as error:
+        raise Refusal(_FORBIDDEN, f"the registrar's certificates are not in order: {error}") from error
+    if not all(1 <= size <= MAX_DOMAIN_ID for size in sizes):
+        raise Refusal(
+            _FORBIDDEN,
+            "the registrar's certificates are not in order: a subjectKeyIdentifier has 1 to "
+            f"{MAX_DOMAIN_ID} bytes",
         )
 
 

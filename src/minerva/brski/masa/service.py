@@ -27,7 +27,7 @@ MAX_EVENTS = 500
 """How many events an audit log has at most: two for each domain that ever owned the device."""
 
 _ATTEMPTS = 20
-_REMEMBERED = 1024
+_REMEMBERED = 256
 _FORBIDDEN, _NOT_FOUND, _BUSY = 403, 404, 503
 
 _logger = logging.getLogger(__name__)
@@ -168,7 +168,7 @@ class Masa:
 
     def _remember(self, request: DomainRequest) -> None:
         # Most registrars ask for the log with the same request right after (RFC 8995 section 5.8).
-        self._verified[request.digest] = request
+        self._verified[request.digest] = request.without_prior()
         while len(self._verified) > _REMEMBERED:
             self._verified.popitem(last=False)
 
