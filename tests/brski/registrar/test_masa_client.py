@@ -332,7 +332,7 @@ def test_the_audit_log_is_answered_or_elsewhere_or_not_there() -> None:
             return Response(b"log", headers={"Location": "ignored"})
 
         async with Masa(answer).running() as masa, client() as asker:
-            for where in (
+            for place[0] in (
                 "/log/1",
                 f"https://localhost:{masa.port}/log/1?a=b",
                 f"HTTPS://LOCALHOST:{masa.port}/log/1",
@@ -345,7 +345,7 @@ def test_the_audit_log_is_answered_or_elsewhere_or_not_there() -> None:
                 ]
                 assert masa.asked[0][3] == b"r"
                 assert masa.asked[0][2]["content-type"] == VOUCHER_CMS_JSON
-            for where in (
+            for place[0] in (
                 "http://localhost/log",
                 "ftp://x/",
                 "//localhost/log",
