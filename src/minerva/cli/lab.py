@@ -38,6 +38,19 @@ _zero_touch_option = click.option(
     is_flag=True,
     help="Only the first node is a member, with a registrar; the others have to be let in.",
 )
+_lifetime_option = click.option(
+    "--lifetime",
+    type=click.IntRange(10, 10**9),
+    help="With --zero-touch: how many seconds a node's certificate is valid; its CRL, a sixth of that.",
+)
+
+
+def _registrar_options(zero_touch: bool, lifetime: int | None) -> tuple[str, ...]:
+    if lifetime is None:
+        return ()
+    if not zero_touch:
+        raise UsageError("--lifetime goes with --zero-touch")
+    return "--lifetime", str(lifetime), "--crl-lifetime", str(max(lifetime // 6, 2))
 
 
 @click.group()
@@ -104,6 +117,7 @@ class _Progress:
 @click.option("--keylog", is_flag=True, help="With --pcap: a wireshark/ profile there with all session keys.")
 @click.option("--cut", metavar="A-B", help="Then cut this link and wait until all is well again.")
 @_zero_touch_option
+@_lifetime_option
 @_timeout_option
 @options.as_json
 def run(
@@ -113,6 +127,7 @@ def run(
     keylog: bool,
     cut: str | None,
     zero_touch: bool,
+    lifetime: int | None,
     timeout: float,
     as_json: bool,
 ) -> None:
@@ -129,7 +144,9 @@ def run(
         raise UsageError("--keylog goes with --pcap DIR")
     wanted = parse_topology(topology)
     cut_link = find_link(wanted, cut) if cut else None
+    init_options = _registrar_options(zero_touch, lifetime)
     network = Lab(wanted, name or f"run-{os.getpid()}", key_log=keylog, zero_touch=zero_touch)
+    network.registrar_options = init_options
     progress = _Progress()
 
     async def work() -> _Found:
@@ -218,9 +235,12 @@ def _end(found: _Found, *, as_json: bool) -> NoReturn:
 @click.argument("topology")
 @click.option("--name", default="lab", show_default=True, help="What to call it.")
 @_zero_touch_option
+@_lifetime_option
 @_timeout_option
 @options.as_json
-def up(topology: str, name: str, zero_touch: bool, timeout: float, as_json: bool) -> None:
+def up(
+    topology: str, name: str, zero_touch: bool, lifetime: int | None, timeout: float, as_json: bool
+) -> None:
     """Build TOPOLOGY and leave it running."""
     from minerva.lab import report
     from minerva.lab.lab import Lab
@@ -228,7 +248,9 @@ def up(topology: str, name: str, zero_touch: bool, timeout: float, as_json: bool
 
     _need_root()
     wanted = parse_topology(topology)
+    init_options = _registrar_options(zero_touch, lifetime)
     network = Lab(wanted, name, zero_touch=zero_touch)
+    network.registrar_options = init_options
     progress = _Progress()
 
     async def work() -> _Found:
