@@ -86,3 +86,9 @@ def test_the_file_and_the_setting_are_told_apart(tmp_path: Path) -> None:
 def test_a_file_that_was_named_must_be_there(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="there is no configuration file"):
         config.load(tmp_path / "none.toml")
+
+
+def test_the_table_of_the_console_server_is_not_the_nodes() -> None:
+    parsed = config.parse('[console.users.alice]\npassword = "scrypt"\n', "x")
+    assert parsed.console == {"users": {"alice": {"password": "scrypt"}}}
+    assert "scrypt" not in repr(parsed)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from minerva.core import settings
 from minerva.core.errors import UsageError
 from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME
-
-DEFAULT_FILE = Path("/etc/minerva/minerva.toml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +76,8 @@ class Config:
     proxy: Proxy = field(default_factory=Proxy)
     ike: Ike = field(default_factory=Ike)
     debug: Debug = field(default_factory=Debug)
+    console: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What the console server reads itself; the node has nothing to do with it."""
     data_plane: str = "auto"
     """What moves the packets of channels: ``kernel``, ``user`` (space), or whichever can be."""
     name: str = ""
@@ -113,7 +114,7 @@ def parse(text: str, source: str, separator: str = ".") -> Config:
 
 def load(path: Path | None) -> Config:
     """Return the configuration in the file ``path``; without one, that of the default file if it is there."""
-    file = path or DEFAULT_FILE
+    file = path or settings.DEFAULT_FILE
     try:
         text = file.read_text()
     except FileNotFoundError:
