@@ -66,10 +66,10 @@ class Maintenance:
         self._on_renewed = on_renewed
         self._on_crl = on_crl
         self._last_server: Server | None = None
+        self._renewals = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._problem: str | None = None
         self._crl_problem: str | None = None
-        self._renewals = 0
         self.take(identity, key)
 
     def take(self, identity: Identity, key: PrivateKey) -> None:
@@ -79,6 +79,11 @@ class Maintenance:
         self._context = make_context(identity.certificate, identity.chain, key)
         fraction = random.uniform(EARLIEST, LATEST)
         self._renew_at = renew_at(identity.certificate, fraction=fraction)
+        if self._renewals:
+            # Not at once again, whatever times the CA puts into its certificates.
+            now = datetime.now(UTC)
+            rest = identity.certificate.not_valid_after_utc - now
+            self._renew_at = max(self._renew_at, now + rest * EARLIEST)
         for work in (self._renew_in_time(), self._follow_crls()):
             task = asyncio.get_running_loop().create_task(work)
             # One that ends by an exception is a defect; let it be seen.

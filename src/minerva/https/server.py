@@ -20,7 +20,7 @@ from OpenSSL import SSL
 
 from minerva.core.rate import TokenBucket
 from minerva.core.text import printable
-from minerva.https.errors import HttpError
+from minerva.https.errors import HttpClosed, HttpError
 from minerva.https.exchange import Limits, ServerConnection, client_chain, tls_version
 from minerva.https.lifespan import Application, Lifespan
 from minerva.https.stream import TcpStream, TlsStream
@@ -85,7 +85,8 @@ class HttpServer:
     ) -> None:
         self.context = context
         self.counters: Counter[str] = Counter()
-        """``accepted``, ``refused`` (too many), ``displaced`` (idle ones for new ones), ``failed`` (TLS)."""
+        """``accepted``, ``refused`` (too many), ``displaced`` (idle ones for new ones), ``failed`` (TLS), ``silent``
+        (closed again without a word)."""
         self._app = app
         self._limits = limits or Limits()
         self._lifespan = Lifespan(app)
@@ -184,6 +185,9 @@ class HttpServer:
         """Shake hands with a client and serve it."""
         try:
             stream = await self._open(client.sock)
+        except HttpClosed:
+            self.counters["silent"] += 1  # somebody looked whether we are here, such as a join proxy
+            return
         except HttpError as error:
             self.counters["failed"] += 1
             self._complain(client.peer, str(error))

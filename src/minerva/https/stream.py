@@ -19,7 +19,7 @@ from cryptography import x509
 from OpenSSL import SSL
 
 from minerva.core.text import printable
-from minerva.https.errors import HttpTimeout, HttpUsageError, NotTrustedError, StreamError
+from minerva.https.errors import HttpClosed, HttpTimeout, HttpUsageError, NotTrustedError, StreamError
 from minerva.pki.certificates import dump_pem
 from minerva.pki.keys import PrivateKey, dump_private_key
 from minerva.tls.connection import TlsConnection
@@ -195,6 +195,7 @@ class TlsStream:
     def __init__(self, transport: TcpStream, connection: TlsConnection) -> None:
         self.transport = transport
         self.connection = connection
+        self._heard = False
         self._plaintext = bytearray()
         self._to_send = bytearray()
         self._flushing = asyncio.Lock()
@@ -294,8 +295,11 @@ class TlsStream:
         """Take what comes next from the transport."""
         data = await self.transport.read()
         if not data:
+            if not self._heard:
+                raise HttpClosed("the peer closed the connection in the TLS handshake, without a word")
             said = "in the TLS handshake" if not self.connection.handshake_done else "in the middle"
             raise StreamError(f"the peer closed the connection {said}")
+        self._heard = True
         try:
             self._do(self.connection.receive, data)
         except StreamError:

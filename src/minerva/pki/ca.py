@@ -162,7 +162,7 @@ class CertificateAuthority:
         if not is_ca or other.public_key() == self.certificate.public_key():
             raise AuthorityError("a CA signs the certificate of another CA, not of itself or of a node")
         start, end = self._within(lifetime, now)
-        if start + BACKDATING >= other.not_valid_after_utc:
+        if (datetime.now(UTC) if now is None else now) >= other.not_valid_after_utc:
             raise AuthorityError(
                 f"the other CA's certificate expired on {other.not_valid_after_utc:%Y-%m-%d}"
             )
@@ -404,7 +404,7 @@ class CertificateAuthority:
     def _within(self, lifetime: timedelta, now: datetime | None) -> tuple[datetime, datetime]:
         start, end = _validity(lifetime, now)
         last = self.certificate.not_valid_after_utc
-        if start + BACKDATING >= last:
+        if (datetime.now(UTC) if now is None else now) >= last:
             raise AuthorityError(f"the CA's own certificate expired on {last:%Y-%m-%d}; make a new CA")
         return start, min(end, last)
 
@@ -447,7 +447,8 @@ def _validity(lifetime: timedelta, now: datetime | None) -> tuple[datetime, date
     start = datetime.now(UTC) if now is None else now
     if lifetime < timedelta(seconds=1):
         raise AuthorityError("a certificate needs a lifetime of at least one second")
-    return start - BACKDATING, start + lifetime
+    # Of a short life only a part: a node renews before half of it is over, and that must not be at once.
+    return start - min(BACKDATING, lifetime / 10), start + lifetime
 
 
 def _subject(common_name: str) -> x509.Name:
