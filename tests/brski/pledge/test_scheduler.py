@@ -85,6 +85,13 @@ class Clock:
         self.scheduler.failed(attempt, "no", self.now)
         self.take()
 
+    def running(self) -> list[Start]:
+        return [
+            Start(status.proxy, status.attempt)
+            for status in self.scheduler.status(self.now)
+            if status.attempt is not None
+        ]
+
     def last(self) -> Start:
         return self.starts[-1][1]
 
@@ -208,11 +215,14 @@ def test_one_that_withdraws_is_not_tried() -> None:
 
 
 def test_nobody_is_believed_for_ever() -> None:
-    clock = Clock()
+    clock = Clock(max_attempts=1)
     clock.hear(proxy(1), proxy(2), expires=FOREVER)
-    clock.scheduler.failed(clock.last().attempt, "no", clock.now)
-    clock.run(601)
-    assert all(status.state is not State.WAITING for status in clock.scheduler.status(clock.now))
+    for _ in range(599):
+        clock.scheduler.progress(clock.last().attempt, clock.now)
+        clock.run(1)
+    assert len(clock.scheduler.status(clock.now)) == 2
+    clock.run(2)
+    assert [status.proxy for status in clock.scheduler.status(clock.now)] == [proxy(1)]
 
 
 def test_out_of_sockets_the_oldest_without_progress_gives_way_after_five_seconds() -> None:
@@ -230,6 +240,9 @@ def test_out_of_sockets_the_oldest_without_progress_gives_way_after_five_seconds
     assert third.proxy == proxy(2)
     assert when >= 1000 + STALL
     assert second.attempt not in [event.attempt for event in clock.abandoned[:1]]
+    status = clock.scheduler.status(clock.now)[0]
+    assert status.failures == 1, "it has a back-off like any other that failed"
+    assert status.reason == clock.abandoned[0].reason
 
 
 def test_who_gets_on_keeps_the_socket() -> None:
@@ -406,27 +419,35 @@ def test_the_whole_is_bounded_and_each_port_gets_its_share() -> None:
 
 def test_hundreds_of_ports_with_one_neighbour_each() -> None:
     clock = Clock()
-    for port in range(300):
+    clock.hear(proxy(1, 0))
+    clock.fail(clock.last().attempt)
+    for port in range(1, 300):
         clock.scheduler.heard(proxy(1, port), FOREVER, clock.now)
     assert len(clock.scheduler.status(clock.now)) == MAX_PROXIES
-    assert clock.scheduler.dropped == 300 - MAX_PROXIES
+    assert clock.scheduler.dropped == 300 - MAX_PROXIES, "nobody has more than his share"
 
 
 def test_protection_has_an_end() -> None:
-    clock = Clock(max_attempts=1)
+    clock = Clock()
     everybody = tuple(proxy(number) for number in range(MAX_PER_PORT))
-    for each in everybody:
+    failures = {each: 3 if number < 4 else 1 for number, each in enumerate(everybody)}
+    for each, count in failures.items():
         clock.hear(each)
-    while any(status.failures == 0 for status in clock.scheduler.status(clock.now)):
-        for status in clock.scheduler.status(clock.now):
-            if status.attempt is not None:
-                clock.scheduler.progress(status.attempt, clock.now)
-                clock.fail(status.attempt)
-        clock.run(5, everybody)
+        for _ in range(count):
+            while each not in [running.proxy for running in clock.running()]:
+                clock.run(1, everybody[: everybody.index(each) + 1])
+            for running in clock.running():
+                clock.scheduler.progress(running.attempt, clock.now)
+                clock.fail(running.attempt)
+    most = max(status.failures for status in clock.scheduler.status(clock.now))
+    worst = {each.proxy for each in clock.scheduler.status(clock.now) if each.failures == most}
+    assert len(worst) <= MAX_PER_PORT - MAX_PROTECTED
     dropped = clock.scheduler.dropped
     clock.hear(proxy(99))
     assert clock.scheduler.dropped == dropped
-    assert proxy(99) in [status.proxy for status in clock.scheduler.status(clock.now)]
+    left = {status.proxy for status in clock.scheduler.status(clock.now)}
+    assert proxy(99) in left
+    assert len(worst - left) == 1, "one that failed most had to go"
 
 
 def test_an_impossible_happening_is_an_error() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from cryptography import x509
 
+from minerva.brski.pledge import session as session_module
 from minerva.brski.pledge.errors import AttemptError, UntrustedError
 from minerva.brski.pledge.session import Session, check_signatures
 from minerva.tls.context import make_context
@@ -173,3 +174,22 @@ def test_the_chain_is_kept() -> None:
                 assert session.chain == (REGISTRAR, ISSUING.certificate)
 
     run(test())
+
+
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        (("fe80::1%eth0", 8443, 0, 3), "[fe80::1]:8443"),
+        (("192.0.2.1", 443), "192.0.2.1"),
+        ("", "registrar"),
+        (OSError(107, "not connected"), "registrar"),
+    ],
+)
+def test_what_stands_in_the_field_host(name: Any, shown: str) -> None:
+    class Socket:
+        def getpeername(self) -> Any:
+            if isinstance(name, OSError):
+                raise name
+            return name
+
+    assert session_module._address_of(Socket()) == shown  # type: ignore[arg-type]

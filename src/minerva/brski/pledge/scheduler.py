@@ -248,8 +248,9 @@ class AttemptScheduler:
 
         If not, another one was first, or this one is over.
         """
+        # Of the others none runs any more, from the moment that the first one was.
         entry = self._running.get(attempt)
-        if entry is None or self._imprinted not in (None, attempt):
+        if entry is None:
             return False
         if self._imprinted is None:
             entry.happen(Happening.IMPRINT)
