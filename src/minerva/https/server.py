@@ -85,8 +85,8 @@ class HttpServer:
     ) -> None:
         self.context = context
         self.counters: Counter[str] = Counter()
-        """``accepted``, ``refused`` (too many), ``displaced`` (idle ones for new ones), ``failed`` (TLS), ``silent``
-        (closed again without a word)."""
+        """``accepted``, ``refused`` (too many), ``displaced`` (idle ones for new ones), ``failed`` (TLS),
+        ``silent`` (closed again without a word)."""
         self._app = app
         self._limits = limits or Limits()
         self._lifespan = Lifespan(app)
