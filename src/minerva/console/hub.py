@@ -10,9 +10,9 @@ Input is the other way round: nothing of it is lost while the device is there, s
 room. A break is sent in its place between the bytes. When the device goes away, input that it was not sent
 is dropped: nobody wants what he typed an hour ago to be executed when the line returns.
 
-Nothing here does input or output or reads a clock (``now`` is in seconds since 1970). The runner takes
-``next_event()`` until it is None after every call; fronts are called back when their attachment may have
-something to read or room to write, once each time it had run dry.
+Nothing here does input or output or reads a clock (``now`` is in seconds since 1970). The runner is called
+back when there are events, and takes ``next_event()`` until it is None; fronts are called back when their
+attachment may have something to read or room to write, once each time it had run dry.
 """
 
 from __future__ import annotations
@@ -160,8 +160,17 @@ Item: TypeAlias = bytes | Gap | Notice
 class Hub:
     """One console (see the module's theory of operation)."""
 
-    def __init__(self, name: str, *, ring_size: int = RING_SIZE, input_limit: int = INPUT_LIMIT) -> None:
+    def __init__(
+        self,
+        name: str,
+        *,
+        ring_size: int = RING_SIZE,
+        input_limit: int = INPUT_LIMIT,
+        on_event: Callable[[], None] = _nothing,
+    ) -> None:
         self.name = name
+        self.on_event = on_event
+        """Called whenever there is an event more, so also when there is something to write to the device."""
         self._ring = Ring(ring_size)
         self._up: bool | None = None
         self._attachments: dict[int, Attachment] = {}
@@ -435,6 +444,7 @@ class Hub:
         tail += data
         self._input_size += len(data)
         self._events.append(Typed(now, attachment.user, data))
+        self.on_event()
 
     def send_break(self, attachment: Attachment, now: float, seconds: float = BREAK_SECONDS) -> None:
         """Ask for a break after all input so far. Raises NotWriter, NotConnected, InputFull."""
@@ -547,6 +557,7 @@ class Hub:
                     attachment._notices.popleft()
                 attachment._notices.append((place, notice))
         self._wake()
+        self.on_event()
 
     def _wake(self) -> None:
         """Call those who had read everything; one that has nothing to read finds that out."""

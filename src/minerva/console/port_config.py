@@ -101,6 +101,10 @@ class Port:
     """How many bytes are kept in memory for those who attach later."""
     break_ms: int = 250
     """How long a break lasts that says nothing else, in milliseconds."""
+    input_rate: int = 0
+    """Bytes a second that the device is sent at most, if it loses what comes faster; 0 for no limit."""
+    line_delay_ms: int = 0
+    """How long the device is left in peace after each line that it is sent, in milliseconds."""
     ssh_port: int = 0
     """A port of its own for SSH, on which no name of a console is needed; 0 for none."""
     raw_port: int = 0
@@ -127,6 +131,8 @@ class Port:
         """Raise UsageError if the settings do not go together."""
         number(self.ring, SMALLEST_RING, LARGEST_RING, f"{where}.ring")
         number(self.break_ms, 1, int(MAX_BREAK_SECONDS * 1000), f"{where}.break_ms")
+        number(self.input_rate, 0, 10_000_000, f"{where}.input_rate")
+        number(self.line_delay_ms, 0, 60_000, f"{where}.line_delay_ms")
         for name in ("ssh_port", "raw_port", "telnet_port"):
             number(getattr(self, name), 0, 65_535, f"{where}.{name}")
         if (self.raw_port or self.telnet_port) and not self.tools_user:
