@@ -76,6 +76,12 @@ def registrar() -> None:
     show_default=True,
     help="The port on which the CRL is offered.",
 )
+@click.option("--est", "est_url", help="The URL of an external CA's EST server; without, a CA is made.")
+@click.option(
+    "--est-credentials",
+    type=click.Path(exists=True, file_okay=False, path_type=Path),
+    help="The directory with the registrar's cert.pem and key.pem for that CA, and its anchors.pem.",
+)
 @json_option
 def init(
     domain: str,
@@ -86,6 +92,8 @@ def init(
     lifetime: int | None,
     crl_lifetime: int,
     crl_port: int,
+    est_url: str | None,
+    est_credentials: Path | None,
     as_json: bool,
 ) -> None:
     """Make all that the registrar of DOMAIN needs, and the identity of this machine's node.
@@ -95,9 +103,14 @@ def init(
     """
     from datetime import UTC, datetime, timedelta
 
-    from minerva.brski.registrar.init import initialise
+    from minerva.brski.registrar.init import External, initialise
     from minerva.pki.address import Scheme
 
+    external = None
+    if est_url is not None and est_credentials is not None:
+        external = External(est_url, est_credentials)
+    elif est_url is not None or est_credentials is not None:
+        raise click.UsageError("--est and --est-credentials need each other.")
     made = initialise(
         domain,
         directory,
@@ -110,6 +123,7 @@ def init(
         ),
         crl_lifetime=timedelta(seconds=crl_lifetime),
         crl_port=crl_port,
+        external=external,
     )
     _show(made, as_json)
 
@@ -202,4 +216,6 @@ def _show(made: Made, as_json: bool) -> None:
         return
     click.echo(f"registrar of {made.domain} in {made.directory}")
     click.echo(f"this machine's node: {made.address} in {made.node_directory}")
-    click.echo(f"keep {made.directory / 'ca' / 'root' / 'ca-key.pem'} offline: only a rollover needs it")
+    root_key = made.directory / "ca" / "root" / "ca-key.pem"
+    if root_key.exists():
+        click.echo(f"keep {root_key} offline: only a rollover needs it")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -23,7 +24,7 @@ from sqlalchemy.engine import Engine
 from starlette.applications import Starlette
 
 from minerva.brski.registrar import manufacturers
-from minerva.brski.registrar.authority import BuiltInAuthority
+from minerva.brski.registrar.authority import open_authority, record_certificate
 from minerva.brski.registrar.database import DeviceState, open_database, reading, writing
 from minerva.brski.registrar.devices import change_state, find_device, see_device, set_audit
 from minerva.brski.registrar.domain import load_domain
@@ -104,7 +105,8 @@ class Registrar:
     maker_id: int = 0
 
     def __post_init__(self) -> None:
-        self.authority = BuiltInAuthority(self.made.directory)
+        with reading(self.engine) as connection:
+            self.authority: Any = open_authority(self.made.directory, self.engine, load_domain(connection))
         self.est = EstService(self.engine, self.authority, clock=lambda: self.now)
         with writing(self.engine) as connection:
             known = {one.name: one for one in manufacturers.load_all(connection)}
@@ -166,12 +168,14 @@ class Registrar:
 
     def service(self, *addresses: str) -> Identity:
         """A service certificate for other addresses than the node's."""
-        with writing(self.engine) as connection:
+        with reading(self.engine) as connection:
             domain = load_domain(connection)
-            issuing = self.authority.issuer(domain.issuing)
-            on = [ip_address(address) for address in addresses]
-            certificate, key = certify_service(connection, domain, issuing, on, self.now)
-        return Identity(certificate, key, issuing.chain)
+        on = [ip_address(address) for address in addresses]
+        issued = certify_service(domain, self.authority, on, self.now)
+        with writing(self.engine) as connection:
+            record_certificate(connection, issued.certificate, None, self.now)
+        assert issued.private_key is not None
+        return Identity(issued.certificate, issued.private_key, issued.chain)
 
     @contextmanager
     def serving(self, address: str = "::1") -> Iterator[Server]:

@@ -107,6 +107,13 @@ def assign(
     return AcpNodeName(domain, address.address, rsub or None)
 
 
+def acp_address(name: AcpNodeName) -> AcpAddress:
+    """Return the address in the name of a device. Raises :class:`AddressError` if there is none."""
+    if name.address is None:
+        raise AddressError(f"{name} has no address")
+    return AcpAddress(name.address)
+
+
 def _write(
     connection: Connection, device_id: int, address: AcpAddress, routing_subdomain: str, when: datetime
 ) -> None:

@@ -12,9 +12,9 @@ Which of them are in use, the database says: the running processes of a domain c
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import Path
@@ -26,11 +26,19 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.engine import Connection, Engine
 
 from minerva.brski.registrar.database import ca_certificates, certificates, crls, reading, writing
-from minerva.brski.registrar.domain import Domain, load_domain
+from minerva.brski.registrar.domain import AuthorityKind, Domain, load_domain
 from minerva.brski.registrar.errors import RegistrarError
-from minerva.pki.ca import CA_CERTIFICATE_FILE, CertificateAuthority
+from minerva.brski.registrar.external import (
+    EXTERNAL_DIRECTORY,
+    ExternalAuthority,
+    is_root,
+    load_credentials,
+)
+from minerva.pki.address import AcpAddress
+from minerva.pki.ca import CA_CERTIFICATE_FILE, CertificateAuthority, Issued
 from minerva.pki.certificates import load_certificate, load_pem
 from minerva.pki.errors import AuthorityError, CertificateError
+from minerva.pki.keys import PrivateKey
 from minerva.pki.node_name import AcpNodeName
 from minerva.pki.request import CertificateRequest
 
@@ -83,6 +91,25 @@ class Authority(Protocol):
     def problem(self, domain: Domain, now: datetime) -> str | None:
         """Return why no certificate can be had at present, or ``None`` if, as far as known, it can."""
 
+    def certify(
+        self,
+        domain: Domain,
+        key: PrivateKey,
+        node_name: AcpNodeName,
+        *,
+        lifetime: timedelta,
+        now: datetime,
+        usages: Sequence[x509.ObjectIdentifier] = (),
+        names: Sequence[x509.GeneralName] = (),
+        subject: str | None = None,
+        with_crl: bool = True,
+    ) -> Issued:
+        """Return a certificate for a key of the registrar's own or of its node; may take its time.
+
+        ``usages`` are those of the extended key usage, ``names`` go into the subjectAltName besides
+        ``node_name``, and ``subject`` is a common name. Raises :class:`RegistrarError` or PkiError.
+        """
+
 
 class BuiltInAuthority:
     """The CA in the registrar's directory. May be used by several threads."""
@@ -121,6 +148,34 @@ class BuiltInAuthority:
                 return f"{expired}; make a new one with `minerva registrar rollover`"
         return None
 
+    def certify(
+        self,
+        domain: Domain,
+        key: PrivateKey,
+        node_name: AcpNodeName,
+        *,
+        lifetime: timedelta,
+        now: datetime,
+        usages: Sequence[x509.ObjectIdentifier] = (),
+        names: Sequence[x509.GeneralName] = (),
+        subject: str | None = None,
+        with_crl: bool = True,
+    ) -> Issued:
+        """Return a certificate for a key of our own. Raises :class:`AuthorityError`."""
+        issuer = self.issuer(domain.issuing)
+        certificate = issuer.certify(
+            key.public_key(),
+            node_name,
+            lifetime=lifetime,
+            now=now,
+            usages=usages,
+            crl_urls=domain.crl_urls if with_crl else (),
+            subject=subject,
+            extra_names=names,
+        )
+        address = None if node_name.address is None else AcpAddress(node_name.address)
+        return Issued(certificate, issuer.chain, issuer.anchors, node_name, address, key)
+
     def issuer(self, key_id: str) -> CertificateAuthority:
         """Return the issuing CA with a key identifier. Raises :class:`AuthorityError`."""
         found = self._issuers.get(key_id)
@@ -128,6 +183,28 @@ class BuiltInAuthority:
             found = CertificateAuthority.open(find_ca(self._directory, ISSUING, key_id))
             self._issuers[key_id] = found
         return found
+
+
+def open_authority(directory: Path, engine: Engine, domain: Domain) -> Authority:
+    """Return who signs for the registrar in ``directory``. Raises :class:`RegistrarError`."""
+    if domain.authority is AuthorityKind.BUILT_IN:
+        return BuiltInAuthority(directory)
+
+    def changed(found: tuple[x509.Certificate, ...], now: datetime) -> None:
+        with writing(engine) as connection:
+            replace_ca_certificates(connection, found, now)
+
+    return ExternalAuthority(load_credentials(directory / EXTERNAL_DIRECTORY), changed=changed)
+
+
+def replace_ca_certificates(
+    connection: Connection, found: Iterable[x509.Certificate], when: datetime
+) -> None:
+    """Let clients get exactly these certificates of CAs with /cacerts from now on."""
+    connection.execute(sa.delete(ca_certificates))
+    for certificate in dict.fromkeys(found):
+        role = Role.ROOT if is_root(certificate) else Role.ISSUING
+        add_ca_certificate(connection, certificate, role, when)
 
 
 def find_ca(directory: Path, kind: str, key_id: str) -> Path:
@@ -149,9 +226,12 @@ def find_ca(directory: Path, kind: str, key_id: str) -> Path:
 
 
 def key_identifier(certificate: x509.Certificate) -> str:
-    """Return the subject key identifier of a CA in hexadecimal."""
-    extension = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier)
-    return extension.value.digest.hex()
+    """Return the key identifier of a CA in hexadecimal: what its certificate says, else that of RFC 5280."""
+    try:
+        found = certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    except x509.ExtensionNotFound:
+        found = x509.SubjectKeyIdentifier.from_public_key(certificate.public_key())
+    return found.digest.hex()
 
 
 def issuer_identifier(certificate: x509.Certificate) -> str:
@@ -187,18 +267,20 @@ def add_ca_certificate(
             until=until,
         )
     )
-    if role is Role.ISSUING:
-        # There from the start, so that whoever makes a CRL has a row to lock.
-        connection.execute(
-            sa.insert(crls).values(
-                issuer=key_identifier(certificate),
-                number=0,
-                generation=-1,
-                der=b"",
-                this_update=when,
-                next_update=when,
-            )
+
+
+def prepare_crl(connection: Connection, issuing: x509.Certificate, when: datetime) -> None:
+    """Make the row for the CRL of an issuing CA: there from the start, whoever makes one can lock it."""
+    connection.execute(
+        sa.insert(crls).values(
+            issuer=key_identifier(issuing),
+            number=0,
+            generation=-1,
+            der=b"",
+            this_update=when,
+            next_update=when,
         )
+    )
 
 
 def load_ca_certificates(connection: Connection, now: datetime, *roles: Role) -> tuple[x509.Certificate, ...]:

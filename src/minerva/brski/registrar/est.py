@@ -147,6 +147,9 @@ class EstService:
         subject = None if client.own is None else client.own.subject
         try:
             certificate = await self.authority.issue(domain, request, name, subject, now)
+        except Refusal as refusal:
+            refusal.device_id = client.device.id
+            raise
         except MinervaError as error:
             raise Refusal(
                 503, "the CA cannot sign now; try again later", detail=str(error), retry_after=RETRY_AFTER

@@ -13,6 +13,7 @@ node: who breaks into the process that talks to strangers does not get the node'
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from cryptography import x509
 from sqlalchemy.engine import Connection
 
 from minerva.brski.registrar import addresses
@@ -30,9 +32,12 @@ from minerva.brski.registrar.authority import (
     CA_DIRECTORY,
     ISSUING,
     ROOT,
+    Authority,
+    BuiltInAuthority,
     Role,
     add_ca_certificate,
     key_identifier,
+    prepare_crl,
     record_certificate,
 )
 from minerva.brski.registrar.config import CONFIG_FILE, CRL_PORT, DATABASE_FILE, SERVICE_DIRECTORY
@@ -52,6 +57,13 @@ from minerva.brski.registrar.domain import (
     store_domain,
 )
 from minerva.brski.registrar.errors import RegistrarError
+from minerva.brski.registrar.external import (
+    EXTERNAL_DIRECTORY,
+    ExternalAuthority,
+    check_url,
+    is_root,
+    load_credentials,
+)
 from minerva.brski.registrar.service_certificate import certify_service, write_service
 from minerva.pki.address import AcpAddress, Scheme
 from minerva.pki.allocator import new_registrar_id
@@ -59,11 +71,20 @@ from minerva.pki.ca import CertificateAuthority, Issued, check_free, write_node_
 from minerva.pki.files import File, sync_directory, write_files
 from minerva.pki.identity import ANCHORS_FILE, CERTIFICATE_FILE, CHAIN_FILE, KEY_FILE
 from minerva.pki.keys import generate_key
+from minerva.pki.node_name import is_domain
 
 ROOT_LIFETIME: Final = timedelta(days=7300)
 ISSUING_LIFETIME: Final = timedelta(days=3650)
 OWN_NODE: Final = "registrar"
 """The serial number under which the registrar's own node stands among the devices."""
+
+
+@dataclass(frozen=True, slots=True)
+class External:
+    """An external CA: the URL of its EST server, and the directory with our credentials for it."""
+
+    url: str
+    credentials: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,48 +112,37 @@ def initialise(
     certificate_lifetime: timedelta = CERTIFICATE_LIFETIME,
     crl_lifetime: timedelta = CRL_LIFETIME,
     crl_port: int = CRL_PORT,
+    external: External | None = None,
 ) -> Made:
     """Make the registrar of ``domain`` in ``directory``, and the identity of this machine's node.
 
     ``database`` is the URL of a PostgreSQL database; without, an SQLite file in ``directory`` is made.
-    Nothing that is there is overwritten, and after an error nothing new is there.
+    ``external`` is a CA to be asked for everything; without, one is made. Nothing that is there is
+    overwritten, and after an error nothing new is there.
 
     Raises :class:`RegistrarError` or :class:`~minerva.pki.errors.PkiError`.
     """
     _check_empty(directory)
     check_free(node_directory)
+    settings = Domain(
+        name=domain,
+        authority=AuthorityKind.BUILT_IN,
+        scheme=scheme,
+        certificate_lifetime=certificate_lifetime,
+        crl_lifetime=crl_lifetime,
+    )
     directory.parent.mkdir(parents=True, exist_ok=True)
     with ExitStack() as undo:
         staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
         undo.callback(shutil.rmtree, staging, ignore_errors=True)
-        root = CertificateAuthority.create(
-            domain, staging / CA_DIRECTORY / ROOT, lifetime=ROOT_LIFETIME, now=now
+        ca = (
+            _own_ca(staging, settings, now) if external is None else _external_ca(staging, settings, external)
         )
-        issuing = root.issue_ca(staging / CA_DIRECTORY / ISSUING, lifetime=ISSUING_LIFETIME, now=now)
-        settings = Domain(
-            name=issuing.domain,
-            authority=AuthorityKind.BUILT_IN,
-            scheme=scheme,
-            certificate_lifetime=certificate_lifetime,
-            crl_lifetime=crl_lifetime,
-            root=key_identifier(root.certificate),
-            issuing=key_identifier(issuing.certificate),
-        )
+        _write_settings(staging, database, crl_port)
         engine = open_database(database or staging / DATABASE_FILE)
         undo.callback(engine.dispose)
         with writing(engine) as connection:
-            create_tables(connection)
-            addresses.prepare(connection, new_registrar_id(os.urandom))
-            add_ca_certificate(connection, root.certificate, Role.ROOT, now)
-            add_ca_certificate(connection, issuing.certificate, Role.ISSUING, now)
-            node, crl_base = _first_node(connection, settings, issuing, crl_port, now)
-            settings = replace(settings, crl_base=crl_base)
-            store_domain(connection, settings)
-            on = [_address(node).with_v(1).address]
-            service, key = certify_service(connection, settings, issuing, on, now)
-            write_service(staging / SERVICE_DIRECTORY, service, issuing.chain, issuing.anchors, key)
-            record_event(connection, "initialised", when=now, detail={"domain": settings.name})
-            _write_settings(staging, database, crl_port)
+            node, service = _fill(connection, staging, ca, crl_port, now)
             if database:
                 # Before the end of the transaction: what fails here takes the tables with it.
                 _publish(undo, staging, directory, node_directory, node)
@@ -143,46 +153,78 @@ def initialise(
         undo.pop_all()
         engine.dispose()
     return Made(
-        settings.name,
+        ca.domain.name,
         directory,
         node_directory,
         _address(node),
         _address(node).with_v(1),
         node.certificate.not_valid_after_utc,
-        service.not_valid_after_utc,
+        service.certificate.not_valid_after_utc,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class _Ca:
+    """Who signs, the settings with it, and the certificates of its CAs."""
+
+    authority: Authority
+    domain: Domain
+    certificates: tuple[x509.Certificate, ...]
+
+
+def _own_ca(staging: Path, domain: Domain, now: datetime) -> _Ca:
+    directory = staging / CA_DIRECTORY
+    root = CertificateAuthority.create(domain.name, directory / ROOT, lifetime=ROOT_LIFETIME, now=now)
+    issuing = root.issue_ca(directory / ISSUING, lifetime=ISSUING_LIFETIME, now=now)
+    domain = replace(
+        domain,
+        name=issuing.domain,
+        root=key_identifier(root.certificate),
+        issuing=key_identifier(issuing.certificate),
+    )
+    return _Ca(BuiltInAuthority(staging), domain, (issuing.certificate, root.certificate))
+
+
+def _external_ca(staging: Path, domain: Domain, external: External) -> _Ca:
+    if not is_domain(domain.name):
+        raise RegistrarError(f"{domain.name!a} is no ACP domain")
+    domain = replace(domain, authority=AuthorityKind.EST, est_url=check_url(external.url))
+    shutil.copytree(external.credentials, staging / EXTERNAL_DIRECTORY)
+    authority = ExternalAuthority(load_credentials(staging / EXTERNAL_DIRECTORY))
+    return _Ca(authority, domain, asyncio.run(authority.authorities(domain)))
+
+
+def _fill(
+    connection: Connection, staging: Path, ca: _Ca, crl_port: int, now: datetime
+) -> tuple[Issued, Issued]:
+    """Write the database, and the service's identity beside it; return the node's identity and that."""
+    create_tables(connection)
+    addresses.prepare(connection, new_registrar_id(os.urandom))
+    for certificate in ca.certificates:
+        role = Role.ROOT if is_root(certificate) else Role.ISSUING
+        add_ca_certificate(connection, certificate, role, now)
+        if key_identifier(certificate) == ca.domain.issuing:
+            prepare_crl(connection, certificate, now)
+    device = see_device(connection, None, OWN_NODE, when=now, state=DeviceState.ENROLLED)
+    set_audit(connection, device.id, ok=True)
+    name = addresses.assign(connection, device.id, ca.domain.name, ca.domain.scheme, when=now)
+    service_address = addresses.acp_address(name).with_v(1)
+    domain = replace(ca.domain, crl_base=f"http://[{service_address}]:{crl_port}")
+    store_domain(connection, domain)
+    node = ca.authority.certify(
+        domain, generate_key("p256"), name, lifetime=domain.certificate_lifetime, now=now
+    )
+    record_certificate(connection, node.certificate, device.id, now)
+    service = certify_service(domain, ca.authority, [service_address.address], now)
+    record_certificate(connection, service.certificate, None, now)
+    write_service(staging / SERVICE_DIRECTORY, service, service.anchors)
+    record_event(connection, "initialised", when=now, detail={"domain": domain.name})
+    return node, service
 
 
 def _check_empty(directory: Path) -> None:
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise RegistrarError(f"{directory} is not empty: what is there is left as it is")
-
-
-def _first_node(
-    connection: Connection,
-    domain: Domain,
-    issuing: CertificateAuthority,
-    crl_port: int,
-    now: datetime,
-) -> tuple[Issued, str]:
-    """Return the identity of this machine's node, and the URL of the CRL's server on it."""
-    device = see_device(connection, None, OWN_NODE, when=now, state=DeviceState.ENROLLED)
-    set_audit(connection, device.id, ok=True)
-    name = addresses.assign(connection, device.id, domain.name, domain.scheme, when=now)
-    address = AcpAddress(name.address) if name.address is not None else None
-    if address is None:
-        raise RegistrarError("the registrar's node has no address")
-    crl_base = f"http://[{address.with_v(1)}]:{crl_port}"
-    key = generate_key("p256")
-    certificate = issuing.certify(
-        key.public_key(),
-        name,
-        lifetime=domain.certificate_lifetime,
-        now=now,
-        crl_urls=replace(domain, crl_base=crl_base).crl_urls,
-    )
-    record_certificate(connection, certificate, device.id, now)
-    return Issued(certificate, issuing.chain, issuing.anchors, name, address, key), crl_base
 
 
 def _write_settings(staging: Path, database: str, crl_port: int) -> None:

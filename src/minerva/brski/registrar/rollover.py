@@ -23,10 +23,12 @@ from minerva.brski.registrar.authority import (
     CA_DIRECTORY,
     ISSUING,
     ROOT,
+    BuiltInAuthority,
     Role,
     add_ca_certificate,
     find_ca,
     key_identifier,
+    prepare_crl,
 )
 from minerva.brski.registrar.database import ca_certificates, reading, record_event, writing
 from minerva.brski.registrar.domain import AuthorityKind, Domain, load_domain, store_domain
@@ -83,7 +85,7 @@ def roll_over(
         with writing(engine) as connection:
             _change_over(connection, domain, root, issuing, crossing, until, now)
         undo.pop_all()
-    renew_service(directory, engine, issuing, now=now)
+    renew_service(directory, engine, BuiltInAuthority(directory), now=now)
     return RolledOver(issuing_path, root_path, until)
 
 
@@ -106,6 +108,7 @@ def _change_over(
         for certificate in crossing:
             add_ca_certificate(connection, certificate, Role.CROSS, now, until)
     add_ca_certificate(connection, issuing.certificate, Role.ISSUING, now)
+    prepare_crl(connection, issuing.certificate, now)
     connection.execute(
         sa.update(ca_certificates)
         .where(

@@ -28,10 +28,10 @@ from minerva.asa import AsaError
 from minerva.asa.protocol import API_SOCKET
 from minerva.brski.registrar.announce import Announcer, node_address
 from minerva.brski.registrar.app import MAX_BODY, make_app, make_crl_app
-from minerva.brski.registrar.authority import BuiltInAuthority
+from minerva.brski.registrar.authority import Authority, BuiltInAuthority, open_authority
 from minerva.brski.registrar.config import SERVICE_DIRECTORY, Config, Login, load
 from minerva.brski.registrar.database import check_schema, open_database, reading, set_state, state, writing
-from minerva.brski.registrar.domain import CRL_PATH, AuthorityKind, Domain, load_domain
+from minerva.brski.registrar.domain import CRL_PATH, Domain, load_domain
 from minerva.brski.registrar.errors import RegistrarError
 from minerva.brski.registrar.est import EstService
 from minerva.brski.registrar.identity import ServiceIdentities, ServiceIdentity, load_service
@@ -91,7 +91,8 @@ class Registrar:
             stack.callback(engine.dispose)
             await asyncio.to_thread(check_schema, engine)
             services = ServiceIdentities(load_service(self._directory / SERVICE_DIRECTORY))
-            authority = BuiltInAuthority(self._directory)
+            domain = await asyncio.to_thread(_domain, engine)
+            authority = open_authority(self._directory, engine, domain)
             masa = MasaClient(
                 timeout=self._config.masa.timeout,
                 credentials=_credentials(self._config.masa.servers),
@@ -115,7 +116,8 @@ class Registrar:
                 clock=self._clock,
             )
             server = HttpServer(app, _context(services.current), limits=Limits(body_size=MAX_BODY))
-            crl_server = HttpServer(make_crl_app(engine, authority, clock=self._clock), None)
+            own_ca = authority if isinstance(authority, BuiltInAuthority) else None
+            crl_server = HttpServer(make_crl_app(engine, own_ca, clock=self._clock), None)
             for each, sock in ((server, sockets[0]), (crl_server, sockets[1])):
                 await each.begin([sock])
                 stack.push_async_callback(each.end)
@@ -184,7 +186,7 @@ class _Keeper:
         self,
         directory: Path,
         engine: Engine,
-        authority: BuiltInAuthority,
+        authority: Authority,
         services: ServiceIdentities,
         server: HttpServer,
         clock: Callable[[], datetime],
@@ -237,9 +239,7 @@ class _Keeper:
     def _look_after(self) -> None:
         """Have a new certificate in time, whoever made it: this process, another one, or the operator."""
         now = self._clock()
-        domain = _domain(self._engine)
-        if domain.authority is AuthorityKind.BUILT_IN:
-            renew_service(self._directory, self._engine, self._authority.issuer(domain.issuing), now=now)
+        renew_service(self._directory, self._engine, self._authority, now=now)
         fresh = load_service(self._directory / SERVICE_DIRECTORY)
         if fresh.der != self._services.current.der:
             self._server.context = _context(fresh)
