@@ -454,7 +454,7 @@ def test_a_silent_pledge_is_sent_away_also_while_no_registrar_answers(
         pledge = scene.pledge()
         await scene.until(lambda: is_reset(pledge))
         assert scene.proxy.state()["counters"]["ended"] == {"no first byte": 1}
-        assert scene.proxy._requests == {}
+        await scene.until(lambda: not scene.proxy._requests)
 
     play(test)
 

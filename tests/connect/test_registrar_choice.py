@@ -6,7 +6,14 @@ import random
 from ipaddress import IPv6Address
 
 from minerva.connect.messages import Registrar
-from minerva.connect.registrar_choice import LAST_PROBE, PASS_OVER, RegistrarChoice
+from minerva.connect.registrar_choice import (
+    FIRST_PATIENCE,
+    GRACE,
+    LAST_PATIENCE,
+    LAST_PROBE,
+    PASS_OVER,
+    RegistrarChoice,
+)
 
 A, B, C = (Registrar(IPv6Address(f"fd00::{number}"), 8443, "") for number in (1, 2, 3))
 CMP = Registrar(IPv6Address("fd00::1"), 9443, "cmp")
@@ -38,8 +45,6 @@ def test_all_in_turn_are_tried_until_one_is_usable() -> None:
         tried.append(registrar)
         assert made.failed(registrar, "Connection refused", now, probe=True)
     assert sorted(tried, key=str) == [A, B, C]
-    assert made.candidates("", 0.3) == []
-    assert made.probes(0.3) == []
     assert made.next_timer() is not None
 
 
@@ -47,7 +52,9 @@ def test_the_background_tries_less_and_less_often() -> None:
     """
     covers: JP-6
     """
-    made, now, gaps = choice(A), 0.0, []
+    made, now = choice(A), 0.0
+    gaps: list[float] = []
+    waited = [made.patience(A)]
     for _ in range(12):
         assert made.probes(now) == [A]
         made.failed(A, "it does not answer", now, probe=True)
@@ -55,11 +62,15 @@ def test_the_background_tries_less_and_less_often() -> None:
         assert when is not None
         assert made.probes(when - 0.001) == []
         gaps.append(when - now)
+        waited.append(made.patience(A))
         now = when
     assert gaps[0] < 1.0
     assert LAST_PROBE <= max(gaps) <= LAST_PROBE * 1.25
+    assert (waited[0], waited[-1]) == (FIRST_PATIENCE, LAST_PATIENCE)
+    assert waited == sorted(waited)
     made.probes(now)
     made.succeeded(A, now, probe=True)
+    assert made.patience(A) == FIRST_PATIENCE
     made.failed(A, "it does not answer", now + 1)
     assert made.next_timer() - now - 1 < 1.0, "and starts over after it has worked"  # type: ignore[operator]
 
@@ -78,14 +89,28 @@ def test_one_that_failed_is_passed_over_for_a_while() -> None:
     """
     made = choice(A, B)
     made.succeeded(A, 0.0)
+    assert made.offered(0.1) == [""]
     made.failed(A, "Connection refused", 10.0)
-    assert made.candidates("", 10.1) == [B]
+    assert made.candidates("", 10.1) == [B, A]
     assert not made.usable("")
+    assert made.offered(10.1) == [""], "for a moment"
     [probed] = made.probes(10.1)
     assert probed == B, "what is not known to fail comes first"
-    made.succeeded(B, 10.2, probe=True)
-    assert made.candidates("", 10.0 + PASS_OVER - 0.1) == [B]
-    assert made.candidates("", 10.0 + PASS_OVER) == [B, A]
+    made.update([A, B, C])
+    assert set(made.candidates("", 10.0 + PASS_OVER - 0.1)[:2]) == {B, C}
+    assert made.candidates("", 10.0 + PASS_OVER)[0] == A, "it is not held against it any more"
+    made.succeeded(B, 70.0, probe=True)
+    made.update([A, B])
+    assert made.candidates("", 71.0) == [B, A]
+    assert made.offered(71.0) == [""]
+    assert made.next_timer() is None
+    made.failed(B, "Connection refused", 100.0)
+    assert made.offered(100.0) == [""], "for a moment"
+    assert made.next_timer() is not None
+    assert made.offered(100.9) == [""]
+    assert made.offered(100.0 + GRACE) == []
+    made.update([A, B, C])
+    assert made.offered(102.0) == [], "not before it has worked"
 
 
 def test_variations_are_for_themselves() -> None:
@@ -99,7 +124,7 @@ def test_variations_are_for_themselves() -> None:
     made.failed(CMP, "Connection refused", 0.1, probe=True)
     assert made.usable("")
     assert not made.usable("cmp")
-    assert made.candidates("cmp", 1.0) == []
+    assert made.candidates("cmp", 1.0) == [CMP]
 
 
 def test_nodes_begin_with_different_ones() -> None:

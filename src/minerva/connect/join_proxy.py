@@ -206,7 +206,9 @@ class JoinProxy:
         """Offer what can be offered, and try in the background what may be offered next."""
         now = self._loop.time()
         wanted = {
-            port: variation for variation, port in self._ports.items() if self._choice.usable(variation)
+            self._ports[variation]: variation
+            for variation in self._choice.offered(now)
+            if variation in self._ports
         }
         for link in self._links.values():
             self._offer(link, wanted)
@@ -334,7 +336,7 @@ class JoinProxy:
             if self._loop.time() >= deadline:
                 break
             try:
-                sock = await self._connect(registrar)
+                sock = await self._connect(registrar, CONNECT_SECONDS)
             except _NotConnected as error:
                 self._failed(registrar, str(error), probe=False)
                 continue
@@ -372,7 +374,7 @@ class JoinProxy:
 
     async def _probe(self, registrar: Registrar) -> None:
         try:
-            sock = await self._connect(registrar)
+            sock = await self._connect(registrar, self._choice.patience(registrar))
         except _NotConnected as error:
             self._failed(registrar, str(error), probe=True)
         else:
@@ -386,11 +388,12 @@ class JoinProxy:
 
     def _failed(self, registrar: Registrar, reason: str, *, probe: bool) -> None:
         if self._choice.failed(registrar, reason, self._loop.time(), probe=probe):
-            log.warning("the registrar %s cannot be reached: %s", _named(registrar), reason)
+            level = logging.INFO if probe else logging.WARNING
+            log.log(level, "the registrar %s cannot be reached: %s", _named(registrar), reason)
         self._follow()
 
-    async def _connect(self, registrar: Registrar) -> socket.socket:
-        """Return a socket that is connected with ``registrar``. Raises _NotConnected."""
+    async def _connect(self, registrar: Registrar, seconds: float) -> socket.socket:
+        """Return a socket that is connected with ``registrar`` within ``seconds``. Raises _NotConnected."""
         self._last_request += 1
         request = self._last_request
         future: asyncio.Future[socket.socket] = self._loop.create_future()
@@ -398,7 +401,7 @@ class JoinProxy:
         self._send(m.ProxyConnect(request, registrar.address, registrar.port))
         sock: socket.socket | None = None
         try:
-            async with asyncio.timeout(CONNECT_SECONDS):
+            async with asyncio.timeout(seconds):
                 sock = await future
                 await self._connected(sock)
         except TimeoutError:

@@ -89,13 +89,6 @@ class Member:
         self._milestone = node.milestone
         self.identity = identity
         self._acp = AcpNamespace(node.state, identity.address, node.config.acp.interface)
-        self._proxy = ProxyGate(
-            self._acp,
-            self._ports,
-            self._send_abutment,
-            time.monotonic,
-            enabled=node.config.proxy.enabled,
-        )
         self._data_plane: ChannelDataPlane
         if data_plane.kernel:
             self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later)
@@ -104,6 +97,9 @@ class Member:
                 self._acp, self._children, self._tell_abutment, self._data_plane_lost
             )
         self._data_plane_reason = data_plane.reason
+        self._proxy = ProxyGate(
+            self._acp, self._ports, self._send_abutment, time.monotonic, enabled=self._config.proxy.enabled
+        )
         self._channels: dict[int, Channel] = {}
         self._abutment_generation = 0
         self._signing: set[int] = set()
@@ -164,6 +160,7 @@ class Member:
         # Routing says goodbye through channels, so these go after it.
         for role in ("plane", "abutment"):
             await self._children.end(role, m.Shutdown(), _GOODBYE_SECONDS)
+        self._proxy.close_all()
         self._data_plane.close()
 
     async def close(self) -> None:
@@ -307,7 +304,7 @@ class Member:
         self._proxy.abutment_ready()
 
     def _abutment_lost(self) -> None:
-        self._proxy.abutment_lost()
+        self._proxy.close_all()
         self._abutment_generation += 1
         self._signing.clear()
         for number in list(self._channels):

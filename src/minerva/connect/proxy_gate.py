@@ -7,9 +7,7 @@ of, and nowhere else: so a socket is good for nothing else, whatever is done wit
 
 from __future__ import annotations
 
-import errno
 import logging
-import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -76,8 +74,8 @@ class ProxyGate:
         if self._registrars:
             self._tell(m.Registrars(self._registrars), ())
 
-    def abutment_lost(self) -> None:
-        """Close everything: nobody is there to talk to."""
+    def close_all(self) -> None:
+        """Close everything: the abutment is gone, and nobody is there to talk to."""
         for number in list(self._open):
             port = self._ports.by_number(number)
             if port is not None:
@@ -181,9 +179,11 @@ class ProxyGate:
         assert self._acp.namespace is not None
         with self._acp.namespace.entered():
             sock = sockets.proxy_socket(self._acp.address.address, PROXY_MARK)
-            if (result := sock.connect_ex((str(address), port))) not in (0, errno.EINPROGRESS):
+            try:
+                sockets.start_connect(sock, address, port)
+            except OSError:
                 sock.close()
-                raise OSError(result, os.strerror(result))
+                raise
         return sock
 
     # --- state -------------------------------------------------------------------------------------------

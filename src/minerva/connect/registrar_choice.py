@@ -3,12 +3,12 @@
 *Usable* is a registrar once a connection to it was opened, until one cannot be. A variation (what AN_Proxy
 has as its value) is offered to pledges while one of its registrars is usable. As long as none is, one after
 the other is tried in the background: those never tried at once, the others with a back-off. So nothing is
-offered that has never worked, and what has stopped to work is offered no longer.
+offered that has never worked, and what has stopped to work is offered for no longer than ``GRACE``.
 
 *In which order.* The one that last worked is the first choice for all pledges: a pledge comes with several
 connections, and should find the same registrar again. Which one a node begins with is random, so the nodes
 of a network spread over its registrars. One that failed is passed over for ``PASS_OVER`` seconds while there
-is another (draft-ietf-anima-brski-discovery).
+is another that works (draft-ietf-anima-brski-discovery).
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from math import inf
 from random import Random
 from typing import Any
 
@@ -23,10 +24,18 @@ from minerva.connect.messages import Registrar
 from minerva.core.backoff import Backoff
 
 PASS_OVER = 60.0
-"""How long a registrar that cannot be connected to is not tried for pledges, in seconds."""
+"""How long a registrar that cannot be connected to is tried last, in seconds."""
 
-FIRST_PROBE, LAST_PROBE = 0.5, 30.0
+FIRST_PROBE, LAST_PROBE = 0.1, 30.0
 """Between which delays, in seconds, the background tries again where no registrar is usable."""
+
+GRACE = 1.0
+"""For how many seconds a variation is still offered when none of its registrars is usable any more: another
+may be, in a moment."""
+
+FIRST_PATIENCE, LAST_PATIENCE = 0.3, 4.0
+"""Between which times, in seconds, it waits for an answer. Who has just joined hears of registrars before all
+routes are there; TCP by itself would try again after a second."""
 
 _JITTER = 0.25
 
@@ -59,12 +68,15 @@ class RegistrarChoice:
     def __init__(self, random: Random) -> None:
         self._random = random
         self._entries: dict[Registrar, _Entry] = {}
+        self._offered: dict[str, float] = {}  # until when, if none of it becomes usable
 
     def update(self, registrars: Sequence[Registrar]) -> None:
         """Know these and no others."""
         self._entries = {
             registrar: self._entries.get(registrar) or self._new(registrar) for registrar in registrars
         }
+        known = self.variations()
+        self._offered = {variation: until for variation, until in self._offered.items() if variation in known}
 
     def _new(self, registrar: Registrar) -> _Entry:
         backoff = Backoff(FIRST_PROBE, LAST_PROBE, jitter=_JITTER, random=self._random.random)
@@ -81,16 +93,25 @@ class RegistrarChoice:
         """Return whether a registrar is usable for it."""
         return any(entry.standing is Standing.USABLE for entry in self._of(variation))
 
+    def offered(self, now: float) -> list[str]:
+        """Return the variations to offer to pledges now."""
+        for variation in self.variations():
+            if self.usable(variation):
+                self._offered[variation] = inf
+            elif variation in self._offered:
+                self._offered[variation] = min(self._offered[variation], now + GRACE)
+                if self._offered[variation] <= now:
+                    del self._offered[variation]
+        return [variation for variation in self.variations() if variation in self._offered]
+
     def candidates(self, variation: str, now: float) -> list[Registrar]:
         """Return the registrars to connect a pledge with, the first choice first."""
-        order = {Standing.USABLE: 0, Standing.UNTRIED: 1, Standing.FAILED: 2}
-        return [
-            entry.registrar
-            for entry in sorted(
-                self._of(variation), key=lambda entry: (order[entry.standing], -entry.worked, entry.rank)
-            )
-            if entry.standing is not Standing.FAILED or now - entry.failed >= PASS_OVER
-        ]
+
+        def order(entry: _Entry) -> tuple[int, float, float]:
+            failed = entry.standing is Standing.FAILED and now - entry.failed < PASS_OVER
+            return 2 * failed or entry.standing is not Standing.USABLE, -entry.worked, entry.rank
+
+        return [entry.registrar for entry in sorted(self._of(variation), key=order)]
 
     def succeeded(self, registrar: Registrar, now: float, *, probe: bool = False) -> bool:
         """Note that a connection was opened; return whether the registrar was not known to be usable."""
@@ -120,6 +141,12 @@ class RegistrarChoice:
         if probe:
             entry.probing = False
 
+    def patience(self, registrar: Registrar) -> float:
+        """Return for how many seconds to wait for this registrar in the background."""
+        entry = self._entries.get(registrar)
+        failures = entry.backoff.failures if entry is not None else 0
+        return min(FIRST_PATIENCE * 2.0 ** min(failures, 16), LAST_PATIENCE)
+
     def probes(self, now: float) -> list[Registrar]:
         """Return the registrars to try now in the background; they count as being tried until it is known."""
         due = []
@@ -133,8 +160,8 @@ class RegistrarChoice:
         return due
 
     def next_timer(self) -> float | None:
-        """Return when :meth:`probes` may have something."""
-        times = []
+        """Return when :meth:`probes` may have something, or :meth:`offered` something else."""
+        times = [until for until in self._offered.values() if until != inf]
         for variation in self.variations():
             entries = self._of(variation)
             if not self.usable(variation) and not any(entry.probing for entry in entries):
