@@ -215,8 +215,11 @@ class Maintenance:
         if response.body in held:
             return next(crl for crl in self.crls.crls if crl.der == response.body)
         issuers = (*self._identity.chain, *self._identity.anchors)
+        before = {crl.issuer: crl.serial_numbers for crl in self.crls.crls}
         crl = self.crls.add(response.body, issuers, now)
-        log.info("CRL number %s: %d certificates are revoked", crl.number, len(crl.serial_numbers))
+        news = before.get(crl.issuer) != crl.serial_numbers
+        level = logging.INFO if news else logging.DEBUG
+        log.log(level, "CRL number %s: %d certificates are revoked", crl.number, len(crl.serial_numbers))
         own = self._identity.certificate
         if own.issuer == crl.issuer and crl.status(own, now) is RevocationStatus.REVOKED:
             log.error("the certificate of this node is revoked: no member of the domain will talk to it")
