@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+from datetime import UTC, datetime
 from ipaddress import IPv6Address
+from pathlib import Path
 from typing import Any, Protocol
 
 from minerva.connect import messages as m
@@ -26,6 +28,8 @@ from minerva.pki.identity import (
     IDEVID_DIRECTORY,
     KEY_FILE,
     Identity,
+    check_own,
+    load_identity,
     store_identity,
 )
 
@@ -34,8 +38,17 @@ log = logging.getLogger(__name__)
 _ROLE = "pledge"
 _GOODBYE_SECONDS = 1.0
 _REPORT_SECONDS = 20.0
+_WATCH_SECONDS = 2.0
 _MAX_STEPS = 64
 _MILESTONES = {"proxy_heard": "proxy_heard", "voucher_verified": "voucher"}
+
+
+def _version(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns
 
 
 class Node(Protocol):
@@ -70,7 +83,33 @@ class Enrolment:
         log.info("this device has no valid ACP certificate: looking for a join proxy on all ports")
         self._node.ports.let_pledge(True)
         self._node.children.start(_ROLE, self._from_pledge, self._pledge_ready, self._pledge_lost)
-        return await self._enrolled
+        watching = asyncio.create_task(self._watch_directory())
+        try:
+            return await self._enrolled
+        finally:
+            watching.cancel()
+
+    async def _watch_directory(self) -> None:
+        """Be the member whose identity somebody puts into the state directory, such as a registrar here."""
+        directory = self._node.state.directory
+        certificate = directory / CERTIFICATE_FILE
+        before = _version(certificate)
+        while True:
+            await asyncio.sleep(_WATCH_SECONDS)
+            if (now := _version(certificate)) == before:
+                continue
+            before = now
+            try:
+                identity = load_identity(directory)
+                check_own(identity, datetime.now(UTC))
+            except IdentityError as error:
+                log.warning("%s", error)
+                continue
+            if not self._enrolled.done():
+                log.info("an identity was put into %s: this node is %s", directory, identity.node_name)
+                self._reported.set()
+                self._enrolled.set_result(identity)
+            return
 
     async def report(self) -> None:
         """Let the pledge tell the registrar how it went, while the member begins its work; then end it."""
