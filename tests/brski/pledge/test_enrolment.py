@@ -115,6 +115,16 @@ def test_the_successor_of_a_root() -> None:
     assert set(enrolled.chain) == {issuing.certificate, cross}, "who knows only the old root can check us"
 
 
+def test_a_node_of_the_domain_cannot_make_itself_the_successor() -> None:
+    """covers: E-4"""
+    own = key("p256/rogue")
+    name = subject("rogue")
+    as_node = _make(name, own.public_key(), ROOT.certificate.subject, ROOT.key, ca=False, **VALID)
+    as_root = _make(name, own.public_key(), name, own, ca=True, **VALID)
+    authorities = (ROOT.certificate, as_root, as_node)
+    assert anchors_of(authorities, ROOT.certificate, NOW) == (ROOT.certificate,)
+
+
 def test_an_issuing_ca_alone_is_the_anchor() -> None:
     registrar = Registrar(pinned=ISSUING.certificate, authorities=(ISSUING.certificate,))
     enrolled = enrol(registrar)
