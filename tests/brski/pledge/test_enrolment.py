@@ -44,7 +44,7 @@ from tests.brski.pledge.world import (
     fail,
     pkcs7,
 )
-from tests.pki.certs import Ca, _make, key
+from tests.pki.certs import Ca, _make, key, subject
 
 # --- trust anchors -----------------------------------------------------------------------------------------
 
