@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from minerva.brski.registrar.database import (
     certificates,
     devices,
     events,
+    open_database,
     reading,
     writing,
 )
@@ -36,6 +38,7 @@ from minerva.pki.keys import generate_key
 from minerva.pki.node_name import AcpNodeName
 from minerva.pki.path import validate_path
 from minerva.pki.request import RequestedExtension, make_request
+from tests.brski.postgresql import Cluster
 from tests.brski.registrar.world import Identity, Manufacturer, Registrar, Server, make_registrar
 
 PKCS10 = {"Content-Type": "application/pkcs10"}
@@ -361,6 +364,19 @@ def test_an_expired_certificate_of_our_own(registrar: Registrar) -> None:
     validate_path(new.certificates, registrar.anchors, registrar.now)
 
 
+def test_old_certificates_are_forgotten_but_not_the_newest(registrar: Registrar) -> None:
+    node = registrar.enroll(registrar.vouchered("SN-1"))
+    for _ in range(10):
+        registrar.now += timedelta(days=15)
+        node = registrar.enroll(node, renew=True)
+    with reading(registrar.engine) as connection:
+        count = sa.select(sa.func.count()).select_from(certificates)
+        kept = connection.scalar(count.where(certificates.c.device_id == registrar.device_id("SN-1")))
+    assert kept in (4, 5)
+    registrar.now += timedelta(days=1000)
+    registrar.enroll(node, renew=True)
+
+
 def test_another_subject_in_a_renewal(registrar: Registrar) -> None:
     """covers: E-6"""
     old = registrar.enroll(registrar.vouchered("SN-1"))
@@ -498,6 +514,49 @@ def test_a_ca_that_is_not_there(registrar: Registrar) -> None:
     (registrar.made.directory / "ca" / "issuing").rename(registrar.made.directory / "elsewhere")
     refusal = refused(registrar, device, request)
     assert refusal.status == 503
+
+
+# Several at once
+
+
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
+def test_many_devices_at_two_processes_at_once(
+    request: pytest.FixtureRequest, tmp_path: Path, kind: str
+) -> None:
+    """covers: R-74, 6.11.7.2-1"""
+    url = ""
+    if kind == "postgresql":
+        cluster: Cluster = request.getfixturevalue("postgresql")
+        url = cluster.new_database()
+    one = make_registrar(tmp_path, url)
+    another = open_database(url or one.made.directory / "registrar.db")
+    two = Registrar(one.made, another, one.maker, one.now)
+    devices_of = [one.vouchered(f"SN-{number}") for number in range(12)]
+
+    def enroll(number: int) -> AcpNodeName:
+        # Every device three times, at either process: as impatient as can be.
+        registrar = (one, two)[number % 2]
+        return AcpNodeName.of(registrar.enroll(devices_of[number // 3]).certificate)
+
+    with ThreadPoolExecutor(8) as pool:
+        names = list(pool.map(enroll, range(36)))
+    for first in range(0, 36, 3):
+        assert len(set(map(str, names[first : first + 3]))) == 1
+    assert len(set(map(str, names))) == 12
+    with reading(one.engine) as connection:
+        given = connection.scalar(sa.select(sa.func.count()).select_from(addresses))
+        current = connection.scalars(
+            sa.select(certificates.c.device_id).where(
+                certificates.c.superseded_by.is_(None), certificates.c.device_id.is_not(None)
+            )
+        ).all()
+        enrolled = connection.scalar(
+            sa.select(sa.func.count()).select_from(devices).where(devices.c.state == "enrolled")
+        )
+    # With the registrar's own node.
+    assert given == enrolled == len(current) == len(set(current)) == 13
+    one.engine.dispose()
+    another.dispose()
 
 
 # HTTP

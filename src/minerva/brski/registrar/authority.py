@@ -46,6 +46,9 @@ CA_DIRECTORY: Final = "ca"
 ROOT: Final = "root"
 ISSUING: Final = "issuing"
 
+KEEP_EXPIRED: Final = timedelta(days=30)
+"""How long a superseded certificate is remembered after it has expired. The newest one is for ever."""
+
 
 class Role(StrEnum):
     """What a certificate of a CA is for."""
@@ -68,6 +71,13 @@ _SUPERSEDE = (
         certificates.c.serial != sa.bindparam("newest"),
     )
     .values(superseded_by=sa.bindparam("newest"))
+)
+
+_FORGET = sa.delete(certificates).where(
+    certificates.c.device_id == sa.bindparam("owner"),
+    certificates.c.superseded_by.is_not(None),
+    certificates.c.revoked_at.is_(None),
+    certificates.c.not_after < sa.bindparam("long_ago"),
 )
 
 
@@ -319,6 +329,7 @@ def record_certificate(
     )
     if device_id is not None:
         connection.execute(_SUPERSEDE, {"owner": device_id, "newest": serial})
+        connection.execute(_FORGET, {"owner": device_id, "long_ago": when - KEEP_EXPIRED})
 
 
 @dataclass(frozen=True, slots=True)

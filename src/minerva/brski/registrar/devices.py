@@ -87,7 +87,12 @@ _MADE = _SELECT.where(
     devices.c.manufacturer_id == sa.bindparam("manufacturer"),
     devices.c.serial_number == sa.bindparam("wanted_serial"),
 )
-_BY_IDEVID = _SELECT.where(devices.c.idevid_sha256 == sa.bindparam("fingerprint"))
+# More than one only if the device was counted among those of another manufacturer before.
+_BY_IDEVID = (
+    _SELECT.where(devices.c.idevid_sha256 == sa.bindparam("fingerprint"))
+    .order_by(devices.c.last_seen.desc(), devices.c.id.desc())
+    .limit(1)
+)
 _LOCKING = {statement: statement.with_for_update() for statement in (_BY_ID, _OWN, _MADE)}
 _UPDATE = sa.update(devices).where(devices.c.id == sa.bindparam("wanted"))
 
