@@ -11,6 +11,7 @@ import pytest
 from cryptography import x509
 
 from minerva.brski.pledge.attempt import Step
+from minerva.brski.pledge.device import Device
 from minerva.brski.pledge.enrolment import Enrolled
 from minerva.brski.pledge.errors import AttemptError, RefusedError, UntrustedError
 from minerva.brski.pledge.renewal import MAX_PROXIES, Alternation, Method, reenrol, renew, renew_at
@@ -243,7 +244,13 @@ def test_the_certificate_has_to_lead_to_the_new_anchors() -> None:
 # --- too late ----------------------------------------------------------------------------------------------
 
 
-def back(method: Method, registrar: Registrar, former: Identity = EXPIRED, **options: Any) -> Enrolled:
+def back(
+    method: Method,
+    registrar: Registrar,
+    former: Identity = EXPIRED,
+    device: Device | None = DEVICE,
+    **options: Any,
+) -> Enrolled:
     found: list[Enrolled] = []
 
     async def test() -> None:
@@ -252,7 +259,7 @@ def back(method: Method, registrar: Registrar, former: Identity = EXPIRED, **opt
                 await reenrol(
                     method,
                     registrar.connect,
-                    DEVICE,
+                    device,
                     former,
                     key("p256/node"),
                     **{"now": clock} | options,
@@ -306,6 +313,15 @@ def test_a_registrar_that_the_old_anchors_do_not_know(method: Method) -> None:
             ),
         )
     assert registrar.asked == []
+
+
+@pytest.mark.parametrize("method", [Method.AS_DEVICE, Method.WITH_VOUCHER])
+def test_a_node_without_a_maker_has_its_old_certificate_only(method: Method) -> None:
+    registrar = Registrar()
+    with pytest.raises(AttemptError, match="only its old one"):
+        back(method, registrar, device=None)
+    assert registrar.connections == 0
+    assert back(Method.AS_MEMBER, registrar, device=None).identity.address == EXPIRED.address
 
 
 def test_any_member_is_no_registrar() -> None:
