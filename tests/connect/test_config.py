@@ -26,6 +26,8 @@ def test_all_settings() -> None:
     unguarded = true
     [rpl]
     root = true
+    [proxy]
+    enabled = false
     [ike]
     ike_lifetime = 4
     child_lifetime = 3
@@ -37,6 +39,7 @@ def test_all_settings() -> None:
         ports=config.Ports(("eth*",), ("eth9",), False),
         acp=config.Acp("acp7", True),
         rpl=config.Rpl(True),
+        proxy=config.Proxy(False),
         ike=config.Ike(4, 3),
         debug=config.Debug("/tmp/keys"),
         log_level="debug",

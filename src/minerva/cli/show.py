@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from minerva.cli.table import table
+from minerva.core.text import printable
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[object]], empty: str) -> list[str]:
@@ -64,6 +65,8 @@ def status_text(found: dict[str, Any]) -> str:
     lines += _routing(rpl)
     lines += ["", "GRASP"]
     lines += _grasp(found["grasp"] or {})
+    lines += ["", "Join proxy"]
+    lines += _join_proxy(found["proxy"])
     broken = [p for p in found["processes"] if p["pid"] is None or p["restarts"]]
     if broken:
         lines += ["", "Processes that were started again"]
@@ -117,6 +120,34 @@ def _grasp(grasp: dict[str, Any]) -> list[str]:
         ],
         "no neighbours yet",
     )
+
+
+def _join_proxy(proxy: dict[str, Any]) -> list[str]:
+    if not proxy["enabled"]:
+        return ["  switched off by the configuration"]
+    if "registrars" not in proxy:
+        return ["  its process does not answer"]
+    registrars = [
+        (
+            f"[{item['address']}]:{item['port']}",
+            printable(item["variation"]) or "EST-TLS",
+            "in use" if item["in_use"] else item["problem"] or item["state"],
+        )
+        for item in proxy["registrars"]
+    ]
+    offers = [
+        (
+            port,
+            ", ".join(f"{offer['tcp_port']} {printable(offer['variation'])}".rstrip() for offer in offered),
+            proxy["connections"].get(port, 0),
+        )
+        for port, offered in proxy["offers"].items()
+        if offered
+    ]
+    lines = _table(("REGISTRAR", "FOR", "STATE"), registrars, "no registrar announces itself")
+    if offers:
+        lines += _table(("PORT", "TCP PORTS", "CONNECTIONS"), offers, "")
+    return lines
 
 
 def _routing(rpl: dict[str, Any]) -> list[str]:
