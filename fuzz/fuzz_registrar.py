@@ -1,4 +1,4 @@
-"""Fuzzes what strangers can say to a registrar: requests and reports of pledges, audit logs, answers of proxies.
+"""Fuzzes what strangers say to a registrar: requests and reports of pledges, audit logs, answers of proxies.
 
 The first byte chooses which. A request for a voucher is refused in one way only, and none that the device did
 not sign is accepted.
