@@ -11,6 +11,8 @@ def printable(text: str) -> str:
     That is what Unicode counts as "other" (controls, formats such as those for bidirectional text, code
     points without a character) or as a separator, but for the space.
     """
+    if text.isprintable():
+        return text
     return "".join(character if character.isprintable() else escape(character) for character in text)
 
 
