@@ -154,7 +154,7 @@ class Domain:
 
     async def enrol(self, device: Device, **options: Any) -> Enrolled:
         enrolled = await bootstrap(self.connect, device, now=clock, **options)
-        await report_enrolled(self.connect, enrolled)
+        await report_enrolled(self.connect, enrolled, on_step=options.get("on_step"))
         return enrolled
 
     async def fails(self, device: Device) -> str:
@@ -324,6 +324,61 @@ def test_a_masa_that_is_away_for_a_while(world: World) -> None:
             await asyncio.wait_for(waits.wait(), 20)
             async with world.maker.running():
                 assert (await task).certificate
+
+    run(scenario())
+    assert world.domain.counts()[0] == 2
+
+
+class PowerCut(Exception):
+    """The device is dead from here on."""
+
+
+@pytest.mark.parametrize("last", [step for step in Step if step is not Step.WAITING])
+def test_a_power_cut_at_any_step(world: World, last: Step) -> None:
+    """The device begins anew with a new nonce and key, and is enrolled once: one device, one address.
+
+    covers: R-71
+    """
+    device = world.maker.device("SN-1")
+
+    def on_step(step: Step, _: str) -> None:
+        if step is last:
+            raise PowerCut
+
+    async def scenario() -> None:
+        async with all_running(world.maker, world.domain):
+            with pytest.raises(PowerCut):
+                await world.domain.enrol(device, on_step=on_step)
+            assert (await world.domain.enrol(device)).certificate
+
+    run(scenario())
+    assert world.domain.counts()[0] == 2
+    with reading(world.domain.engine) as connection:
+        found = list(management.describe_devices(connection))
+    assert [one["state"] for one in found] == ["enrolled"] * 2
+
+
+@pytest.mark.parametrize("last", [Step.VOUCHER_REQUESTED, Step.VOUCHER_VERIFIED, Step.ATTRIBUTES])
+def test_the_registrar_is_killed_and_another_takes_over(world: World, last: Step) -> None:
+    """
+    covers: R-76
+    """
+    device = world.maker.device("SN-1")
+
+    async def scenario() -> None:
+        async with world.maker.running(), AsyncExitStack() as first:
+            await first.enter_async_context(world.domain.running())
+
+            async def on_step(step: Step, _: str) -> None:
+                if step is last:
+                    await first.aclose()
+                    await second.enter_async_context(world.domain.running())
+
+            async with AsyncExitStack() as second:
+                try:
+                    await bootstrap(world.domain.connect, device, now=clock, on_step=on_step)
+                except AttemptError:
+                    await world.domain.enrol(device)
 
     run(scenario())
     assert world.domain.counts()[0] == 2
