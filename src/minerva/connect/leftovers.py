@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 from minerva.asa.protocol import API_SOCKET
 from minerva.connect.acp import PREFERENCE, TABLE
 from minerva.connect.state import NodeState
 from minerva.linux import namespace
+from minerva.linux.errors import LinuxError
+from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Netlink
 from minerva.pki.files import File, write_files
 
@@ -54,6 +56,7 @@ async def remove(state: NodeState, run_dir: Path, host: Netlink) -> None:
     """Remove all that carries the node's mark: namespaces, acp0, its rule, the guard, sockets."""
     found = []
     for name in namespace.names(state.namespace_prefix):
+        await _delete_macvlans(name)
         namespace.delete_name(name)
         found.append(f"namespace {name}")
     for link in await host.links():
@@ -69,3 +72,22 @@ async def remove(state: NodeState, run_dir: Path, host: Netlink) -> None:
         (run_dir / name).unlink(missing_ok=True)
     if found:
         log.warning("removed what an earlier run left behind: %s", ", ".join(found))
+
+
+async def _delete_macvlans(name: str) -> None:
+    """Delete the interfaces on our ports in a namespace.
+
+    With the namespace they would go some time after its name: so long, their MAC addresses, which will be
+    ours again, are in use.
+    """
+    try:
+        with closing(Namespace(name)) as where:
+            inside = Netlink(where)
+            try:
+                for link in await inside.links():
+                    if link.kind == "macvlan":
+                        await inside.delete_link(link.index)
+            finally:
+                await inside.close()
+    except (LinuxError, OSError) as error:
+        log.debug("%s: %s", name, error)  # half of a namespace: there is nothing in it
