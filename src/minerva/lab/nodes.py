@@ -84,16 +84,20 @@ class LabNode:
         """Its log."""
         return self.directory / "log"
 
-    def start(self, host: Namespace, *, follow_us: bool) -> None:
-        """Start the node in the namespace ``host``; with ``follow_us`` it ends when this process does."""
+    @property
+    def command(self) -> list[str]:
+        """What it is started with."""
         command = [sys.executable, "-m", "minerva", "connect"]
         command += ["--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)]
-        command += ["--config", str(self.config_file)]
+        return [*command, "--config", str(self.config_file)]
+
+    def start(self, host: Namespace, *, follow_us: bool) -> None:
+        """Start the node in the namespace ``host``; with ``follow_us`` it ends when this process does."""
         us = os.getpid()
         with self.log_file.open("ab") as log, host.entered():
             self.started = time.monotonic()
             self.process = subprocess.Popen(
-                command,
+                self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

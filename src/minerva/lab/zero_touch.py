@@ -69,6 +69,12 @@ class Service:
                 preexec_fn=(lambda: process.end_with_parent(us)) if follow_us else None,
             )
 
+    def reap(self) -> None:
+        """Take note that it has ended."""
+        if self.process is not None:
+            self.process.wait(_SECONDS)
+            self.process = None
+
     def check_alive(self) -> None:
         """Raise ServiceError if it has ended."""
         if self.process is not None and self.process.poll() is not None:
@@ -168,7 +174,10 @@ class ZeroTouch:
             service.check_alive()
 
     def close(self, *, delete: bool) -> None:
-        """Close what is open; with ``delete`` remove the namespace of the MASA."""
+        """Close what is open; with ``delete``, when all has ended, remove the namespace of the MASA."""
+        if delete:
+            for service in self.services:
+                service.reap()
         if self._masa_namespace is not None:
             if delete:
                 self._masa_namespace.delete()
