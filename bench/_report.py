@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 
@@ -16,8 +16,9 @@ def report(
     better: Literal["lower", "higher"],
     peer: str | None = None,
     peer_values: Sequence[float] | None = None,
+    fields: Mapping[str, str | int] | None = None,
 ) -> None:
-    """Print ``values``, one value a run, with their median.
+    """Print ``values``, one value a run, with their median; ``fields`` tell apart lines of one figure.
 
     Beside it stands that of the ``peer`` measured in the same session, if any, and ``ratio``: ours to theirs.
     """
@@ -29,6 +30,7 @@ def report(
     line: dict[str, object] = {
         "bench": bench,
         "figure": figure,
+        **(fields or {}),
         "value": _rounded(value),
         "unit": unit,
         "runs": [_rounded(run) for run in values],
