@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from minerva.brski.registrar import manufacturers
 from minerva.brski.registrar.config import Audit, Config, Pledges
-from minerva.brski.registrar.database import DeviceState, writing
+from minerva.brski.registrar.database import DeviceState, reading, writing
 from minerva.brski.registrar.devices import change_state, see_device, waive_audit
 from minerva.brski.registrar.errors import Refusal
 from minerva.brski.registrar.identity import ServiceIdentity
@@ -291,15 +291,38 @@ def test_an_open_registrar_learns_of_manufacturers(bench: Bench) -> None:
     pledge.chain = (stranger.root,)
     body = pledge.request(bench.service.certificate)
     assert refused(bench, pledge, body).status == 403
-    bench.masa.maker = stranger
     service = bench.voucher_service(Config(pledges=Pledges(open=True)))
+    bench.masa.error = MasaUntrustedError("the MASA is not trusted")
+    assert refused(bench, pledge, body, service=service).status == 502  # and nothing was learnt
+    bench.masa.maker, bench.masa.error = stranger, None
     assert bench.asks(pledge, body, service=service)
-    assert bench.masa.asked[0].server.anchors == "web"  # not what the stranger brought along
-    assert "manufacturer learnt" in [kind for kind, _ in bench.events()]
+    assert {asked.server.anchors for asked in bench.masa.asked} == {"web"}  # not what the stranger brought
+    assert [kind for kind, _ in bench.events()].count("manufacturer learnt") == 1
+    another = stranger.device("S-2")
+    another.chain = (stranger.root,)
+    assert bench.asks(another, service=service)
+    with reading(bench.engine) as connection:
+        names = [one.name for one in manufacturers.load_all(connection)]
+    assert len(names) == 2
     alone = Maker("Other").device("O-1")
-    with pytest.raises(Refusal) as caught:
-        bench.asks(alone, service=service)
-    assert caught.value.status == 403
+    assert refused(bench, alone, service=service).status == 403
+
+
+def test_an_open_registrar_learns_of_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    covers: R-24
+    """
+    monkeypatch.setattr(manufacturers, "MAX_LEARNT", 1)
+    service = bench.voucher_service(Config(pledges=Pledges(open=True)))
+    for number in range(2):
+        stranger = Maker(f"Stranger {number}")
+        pledge = stranger.device("S-1")
+        pledge.chain = (stranger.root,)
+        bench.masa.maker = stranger
+        if number == 0:
+            assert bench.asks(pledge, service=service)
+        else:
+            assert refused(bench, pledge, service=service).status == 403
 
 
 # Which devices

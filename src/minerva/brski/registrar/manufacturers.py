@@ -37,7 +37,11 @@ MAX_NAME: Final = 100
 MAX_SERIAL: Final = 200
 """The longest serial number of a device, in characters."""
 
+UNLEARNT: Final = 0
+"""The number of a manufacturer that is not in the database."""
+
 _GENERATION = "manufacturers"
+_LEARNT = "unknown-"
 
 
 class ManufacturerError(RegistrarError):
@@ -182,24 +186,34 @@ def load_all(connection: Connection) -> list[Manufacturer]:
     return [_manufacturer(row) for row in rows]
 
 
-def learn(connection: Connection, chain: Sequence[x509.Certificate], when: datetime) -> Manufacturer:
-    """Add the unknown manufacturer of the IDevID ``chain[0]``: for a registrar that is open to all.
+def unlearnt(chain: Sequence[x509.Certificate]) -> Manufacturer:
+    """Return the unknown manufacturer of the IDevID ``chain[0]``, for a registrar that is open to all.
 
     Its anchor is the topmost certificate that the device sent, and its MASA's web server has to be one that
-    browsers would trust. Raises :class:`UnknownManufacturerError`.
+    browsers would trust. It is not in the database yet. Raises :class:`UnknownManufacturerError`.
     """
     anchor = _topmost(chain)
     if anchor is None:
         raise UnknownManufacturerError("the IDevID comes without a certificate of who issued it")
-    known = [one for one in load_all(connection) if one.name.startswith("unknown-")]
+    public_key = anchor.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    name = f"{_LEARNT}{hashlib.sha256(public_key).hexdigest()[:16]}"
+    return Manufacturer(UNLEARNT, name, (anchor,), masa_anchors=WEB)
+
+
+def learn(connection: Connection, manufacturer: Manufacturer, when: datetime) -> Manufacturer:
+    """Add a manufacturer of :func:`unlearnt`. Raises :class:`UnknownManufacturerError`."""
+    known = [one for one in load_all(connection) if one.name.startswith(_LEARNT)]
+    for one in known:
+        if one.anchors == manufacturer.anchors:
+            return one
     if len(known) >= MAX_LEARNT:
         raise UnknownManufacturerError(
             f"{MAX_LEARNT} unknown manufacturers have been learnt of; more have to be added by hand"
         )
-    public_key = anchor.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    name = f"unknown-{hashlib.sha256(public_key).hexdigest()[:16]}"
     try:
-        return add(connection, name, dump_pem([anchor]), when=when, masa_anchors_pem=WEB)
+        return add(
+            connection, manufacturer.name, dump_pem(manufacturer.anchors), when=when, masa_anchors_pem=WEB
+        )
     except ManufacturerError as error:
         raise UnknownManufacturerError(str(error)) from error
 

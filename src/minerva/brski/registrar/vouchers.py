@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from ipaddress import IPv6Address
 from typing import Final
@@ -27,11 +26,13 @@ from minerva.brski.registrar.devices import Device, change_state, find_device, s
 from minerva.brski.registrar.errors import Refusal
 from minerva.brski.registrar.identity import ServiceIdentities
 from minerva.brski.registrar.manufacturers import (
+    UNLEARNT,
     Manufacturer,
     Manufacturers,
     UnknownManufacturerError,
     identify,
     learn,
+    unlearnt,
 )
 from minerva.brski.registrar.masa_client import (
     MasaAwayError,
@@ -66,16 +67,6 @@ MAX_UNDER_WAY: Final = 1_000
 
 MAX_RETRY_AFTER: Final = 60
 """What a pledge waits at most, in seconds, whatever it is told (RFC 8995 section 5.6)."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Known:
-    """What the database has to say of a device that asks."""
-
-    manufacturer: Manufacturer
-    serial_number: str
-    device: Device | None
-    voucher: bytes | None
 
 
 class VoucherService:
@@ -114,18 +105,11 @@ class VoucherService:
         Raises :class:`Refusal`, also for what has to wait.
         """
         check_media_types(content_type, accept)
-        now = self._clock()
         if not chain:
             raise Refusal(403, "a voucher is for a device that shows its IDevID in TLS")
-        manufacturer, serial_number = await asyncio.to_thread(self._whose, chain, now)
-        try:
-            request = check_pledge_request(body, chain, manufacturer, serial_number, self._services)
-        except Refusal as refusal:
-            await asyncio.to_thread(self._name_device, refusal, manufacturer, serial_number)
-            raise
-        known = await asyncio.to_thread(self._admit, request, peer, now)
+        request, known = await asyncio.to_thread(self._look, body, chain, peer)
         if known is not None:
-            log.info("%s gets its voucher again", printable(serial_number))
+            log.info("%s gets its voucher again", printable(request.serial_number))
             return known
         return await self._shared(request, peer)
 
@@ -136,48 +120,47 @@ class VoucherService:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _whose(self, chain: Sequence[x509.Certificate], now: datetime) -> tuple[Manufacturer, str]:
-        """Return the manufacturer and the serial number of the device. Raises :class:`Refusal`."""
-        with reading(self._engine) as connection:
-            known = self._manufacturers.load(connection)
-        try:
-            return identify(known, chain, now)
-        except UnknownManufacturerError as error:
-            if not (self._config.pledges.open and error.unknown):
-                raise Refusal(403, str(error), detail=_issuer(chain)) from error
-        try:
-            with writing(self._engine) as connection:
-                learnt = learn(connection, chain, now)
-                record_event(connection, "manufacturer learnt", when=now, detail={"name": learnt.name})
-            return identify([learnt], chain, now)
-        except UnknownManufacturerError as error:
-            raise Refusal(403, str(error), detail=_issuer(chain)) from error
-
-    def _name_device(self, refusal: Refusal, manufacturer: Manufacturer, serial_number: str) -> None:
-        """Let ``refusal`` be about the device, if it is one that we know."""
-        with reading(self._engine) as connection:
-            device = find_device(connection, manufacturer.id, serial_number)
-        if device is not None:
-            refusal.device_id = device.id
-        elif refusal.detail is None:
-            refusal.detail = f"device {printable(serial_number)} of {manufacturer.name}"
-
-    def _admit(self, request: PledgeRequest, peer: str | None, now: datetime) -> bytes | None:
-        """Return the voucher that the device got for this nonce before, ``None`` if it may have a new one.
+    def _look(
+        self, body: bytes, chain: Sequence[x509.Certificate], peer: str | None
+    ) -> tuple[PledgeRequest, bytes | None]:
+        """Return the request of a device that may join, and the voucher that it got for it before.
 
         Raises :class:`Refusal` if it must not join, or not yet.
         """
+        now = self._clock()
         with reading(self._engine) as connection:
-            device = find_device(connection, request.manufacturer.id, request.serial_number)
-            decision = decide(request.manufacturer.policy, None if device is None else device.state)
+            known = self._manufacturers.load(connection)
+        manufacturer, serial_number = self._whose(known, chain, now)
+        with reading(self._engine) as connection:
+            device = find_device(connection, manufacturer.id, serial_number)
+            try:
+                request = check_pledge_request(body, chain, manufacturer, serial_number, self._services)
+            except Refusal as refusal:
+                _name_device(refusal, manufacturer, serial_number, device)
+                raise
+            decision = decide(manufacturer.policy, None if device is None else device.state)
             voucher = None
             if decision is Decision.GRANT and device is not None and device.audit_ok:
                 voucher = _kept(connection, device, request.nonce)
         if decision is Decision.WAIT:
             device = self._put_into_queue(request, device, peer, now)
-        if (refusal := self._refusal(decision, request, device)) is not None:
-            raise refusal
-        return voucher
+        if (answer := self._refusal(decision, request, device)) is not None:
+            raise answer
+        return request, voucher
+
+    def _whose(
+        self, known: Sequence[Manufacturer], chain: Sequence[x509.Certificate], now: datetime
+    ) -> tuple[Manufacturer, str]:
+        """Return the manufacturer and the serial number of the device. Raises :class:`Refusal`."""
+        try:
+            return identify(known, chain, now)
+        except UnknownManufacturerError as error:
+            try:
+                if not (self._config.pledges.open and error.unknown):
+                    raise
+                return identify([unlearnt(chain)], chain, now)
+            except UnknownManufacturerError as reason:
+                raise Refusal(403, str(reason), detail=_issuer(chain)) from reason
 
     def _put_into_queue(
         self, request: PledgeRequest, device: Device | None, peer: str | None, now: datetime
@@ -262,11 +245,7 @@ class VoucherService:
             history = await self._masa.request_audit_log(server, own_request)
         except MasaError as error:
             raise await asyncio.to_thread(self._masa_refusal, error, request) from error
-        own = await asyncio.to_thread(self._own_domains, request)
-        verdict = audit.judge(history, own, self._config.audit)
-        await asyncio.to_thread(
-            self._keep, request, own_request, server, data, voucher, verdict, peer, self._clock()
-        )
+        await asyncio.to_thread(self._keep, request, own_request, server, data, voucher, history, peer)
         return data
 
     def _judged(self, data: bytes, request: PledgeRequest) -> Voucher:
@@ -319,10 +298,9 @@ class VoucherService:
             case _:
                 return Refusal(502, "the manufacturer gives no voucher", detail=str(error), device_id=number)
 
-    def _own_domains(self, request: PledgeRequest) -> set[bytes]:
+    def _own_domains(self, connection: Connection, request: PledgeRequest, now: datetime) -> set[bytes]:
         """Return the domainIDs under which a MASA may know this domain, now or from before."""
-        with reading(self._engine) as connection:
-            authorities = load_ca_certificates(connection, self._clock())
+        authorities = load_ca_certificates(connection, now)
         certificates = {request.service.certificate, *request.service.authorities, *authorities}
         return {domain_id(certificate) for certificate in certificates}
 
@@ -333,16 +311,23 @@ class VoucherService:
         server: MasaServer,
         data: bytes,
         voucher: Voucher,
-        verdict: audit.Verdict,
+        history: bytes | None,
         peer: str | None,
-        now: datetime,
     ) -> None:
         """Write down what came of it. Raises :class:`Refusal` if the device must not go on."""
+        now = self._clock()
+        with reading(self._engine) as connection:
+            own = self._own_domains(connection, request, now)
+        verdict = audit.judge(history, own, self._config.audit)
         name = printable(request.serial_number)
         with writing(self._engine) as connection:
+            maker = request.manufacturer
+            if maker.id == UNLEARNT:
+                # Only now: what it takes to get here is a MASA that the web knows.
+                maker = _learn(connection, maker, now)
             device = see_device(
                 connection,
-                request.manufacturer.id,
+                maker.id,
                 request.serial_number,
                 when=now,
                 state=DeviceState.APPROVED,
@@ -406,6 +391,25 @@ class VoucherService:
             detail=because,
             device_id=device.id,
         )
+
+
+def _learn(connection: Connection, unknown: Manufacturer, now: datetime) -> Manufacturer:
+    try:
+        maker = learn(connection, unknown, now)
+    except UnknownManufacturerError as error:
+        raise Refusal(403, str(error)) from error
+    record_event(connection, "manufacturer learnt", when=now, detail={"name": maker.name})
+    return maker
+
+
+def _name_device(
+    refusal: Refusal, manufacturer: Manufacturer, serial_number: str, device: Device | None
+) -> None:
+    """Let ``refusal`` be about the device, if it is one that we know."""
+    if device is not None:
+        refusal.device_id = device.id
+    elif refusal.detail is None:
+        refusal.detail = f"device {printable(serial_number)} of {manufacturer.name}"
 
 
 def is_near(peer: str | None, own: x509.Certificate) -> bool:
