@@ -149,8 +149,11 @@ class StandingLab:
 
 
 @contextmanager
-def standing_lab(topology: str, name: str, directory: Path) -> Iterator[StandingLab]:
-    """A lab that all tests of a module share; afterwards nothing of it may be left."""
+def standing_lab(topology: str, name: str, directory: Path, *options: str) -> Iterator[StandingLab]:
+    """A lab that all tests of a module share; afterwards nothing of it may be left.
+
+    ``options`` are further ones of ``minerva lab up``.
+    """
     if os.geteuid() != 0:
         pytest.skip("needs root: makes network namespaces")
     name = f"{name}-{os.getpid()}"
@@ -159,7 +162,7 @@ def standing_lab(topology: str, name: str, directory: Path) -> Iterator[Standing
     pids: set[int] = set()
     stack = ExitStack()
     try:
-        up = minerva("lab", "up", topology, "--name", name, env=environment)
+        up = minerva("lab", "up", topology, "--name", name, *options, env=environment)
         assert up.returncode == 0, up.stderr
         lab = StandingLab(name, directory / name, stack)
         nodes = sorted(path.name for path in (lab.directory / "nodes").iterdir())
@@ -221,6 +224,10 @@ class Pings:
             time.sleep(0.02)
             self.answered += len(self._socket.receive())
         return self.sent - self.answered
+
+    def close(self) -> None:
+        """Close the socket."""
+        self._socket.close()
 
     def forget(self) -> None:
         """Wait for what is under way, and count from here."""

@@ -316,8 +316,8 @@ def test_logins(bench: Bench, tmp_path: Path) -> None:
 
 def test_the_command(bench: Bench, tmp_path: Path) -> None:
     """It says when it serves, and ends with SIGTERM."""
-    with (bench.made.directory / CONFIG_FILE).open("a") as file:
-        file.write('log_level = "info"\n')
+    settings = bench.made.directory / CONFIG_FILE
+    settings.write_text('log_level = "info"\n' + settings.read_text())
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "minerva", "registrar", "run", "--dir", str(bench.made.directory)),

@@ -17,6 +17,9 @@ from minerva.core import settings
 from minerva.core.errors import UsageError
 
 DEFAULT_DIRECTORY: Final = Path("/var/lib/minerva/registrar")
+NODE_DIRECTORY: Final = Path("/var/lib/minerva")
+"""Where the node of the registrar's machine has its identity."""
+
 CONFIG_FILE: Final = "registrar.toml"
 SERVICE_DIRECTORY: Final = "service"
 """Where in the registrar's directory the certificate and key are by which pledges know it."""
@@ -39,6 +42,8 @@ class Server:
     port: int = PORT
     crl_port: int = CRL_PORT
     """The port on which the CRL is, over plain HTTP."""
+    node_directory: str = str(NODE_DIRECTORY)
+    """The state directory of this machine's node: should its certificate have expired, it gets a new one."""
     announce_period: int = ANNOUNCE_PERIOD
     """Seconds between two announcements in the ACP; not below 60 (RFC 8995 section 4.3)."""
 

@@ -40,7 +40,13 @@ from minerva.brski.registrar.authority import (
     prepare_crl,
     record_certificate,
 )
-from minerva.brski.registrar.config import CONFIG_FILE, CRL_PORT, DATABASE_FILE, SERVICE_DIRECTORY
+from minerva.brski.registrar.config import (
+    CONFIG_FILE,
+    CRL_PORT,
+    DATABASE_FILE,
+    NODE_DIRECTORY,
+    SERVICE_DIRECTORY,
+)
 from minerva.brski.registrar.database import (
     DeviceState,
     create_tables,
@@ -54,6 +60,7 @@ from minerva.brski.registrar.domain import (
     CRL_LIFETIME,
     AuthorityKind,
     Domain,
+    crl_base,
     store_domain,
 )
 from minerva.brski.registrar.errors import RegistrarError
@@ -138,7 +145,7 @@ def initialise(
         ca = (
             _own_ca(staging, settings, now) if external is None else _external_ca(staging, settings, external)
         )
-        _write_settings(staging, database, crl_port)
+        _write_settings(staging, database, crl_port, node_directory)
         engine = open_database(database or staging / DATABASE_FILE)
         undo.callback(engine.dispose)
         with writing(engine) as connection:
@@ -209,7 +216,7 @@ def _fill(
     set_audit(connection, device.id, ok=True)
     name = addresses.assign(connection, device.id, ca.domain.name, ca.domain.scheme, when=now)
     service_address = addresses.acp_address(name).with_v(1)
-    domain = replace(ca.domain, crl_base=f"http://[{service_address}]:{crl_port}")
+    domain = replace(ca.domain, crl_bases=(crl_base(service_address, crl_port),))
     store_domain(connection, domain)
     node = ca.authority.certify(
         domain, generate_key("p256"), name, lifetime=domain.certificate_lifetime, now=now
@@ -227,12 +234,17 @@ def _check_empty(directory: Path) -> None:
         raise RegistrarError(f"{directory} is not empty: what is there is left as it is")
 
 
-def _write_settings(staging: Path, database: str, crl_port: int) -> None:
+def _write_settings(staging: Path, database: str, crl_port: int, node_directory: Path) -> None:
     lines = ["# The settings of the registrar: all that is not here has its default (docs/registrar.md)."]
     if database:
         lines.append(f"database = {json.dumps(database)}")
+    server = []
     if crl_port != CRL_PORT:
-        lines += ["", "[server]", f"crl_port = {crl_port}"]
+        server.append(f"crl_port = {crl_port}")
+    if node_directory.absolute() != NODE_DIRECTORY:
+        server.append(f"node_directory = {json.dumps(str(node_directory.absolute()))}")
+    if server:
+        lines += ["", "[server]", *server]
     # Secret, as there may be a password in the URL.
     write_files(staging, File(CONFIG_FILE, "\n".join([*lines, ""]).encode(), secret=True))
 

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Final
@@ -37,10 +38,11 @@ from minerva.brski.registrar.est import EstService
 from minerva.brski.registrar.identity import ServiceIdentities, ServiceIdentity, load_service
 from minerva.brski.registrar.journal import Journal
 from minerva.brski.registrar.masa_client import Credentials, MasaClient
+from minerva.brski.registrar.own_node import renew_own_node
 from minerva.brski.registrar.service_certificate import renew_service
 from minerva.brski.registrar.telemetry import TelemetryService
 from minerva.brski.registrar.vouchers import VoucherService
-from minerva.core.errors import MinervaError, UsageError
+from minerva.core.errors import MinervaError
 from minerva.https.server import HttpServer, Limits, make_server_context
 from minerva.https.stream import host_and_port
 from minerva.pki.address import AcpAddress
@@ -101,7 +103,8 @@ class Registrar:
             stack.push_async_callback(masa.close)
             vouchers = VoucherService(engine, services, masa, self._config, clock=self._clock)
             stack.push_async_callback(vouchers.close)
-            address = await _or_stopped(self._address(), stop)
+            renewal = partial(self._renew_node, engine, authority)
+            address = await _or_stopped(self._address(renewal), stop)
             if address is None:
                 return
             sockets = await _or_stopped(self._listen(address), stop)
@@ -121,7 +124,7 @@ class Registrar:
             for each, sock in ((server, sockets[0]), (crl_server, sockets[1])):
                 await each.begin([sock])
                 stack.push_async_callback(each.end)
-            keeper = _Keeper(self._directory, engine, authority, services, server, self._clock)
+            keeper = _Keeper(self._directory, engine, authority, services, server, self._clock, renewal)
             announcer = self._announcer(address, port, keeper)
             about = {"address": str(address), "port": port, "crl_port": crl_port}
             stack.callback(keeper.say_goodbye)
@@ -135,15 +138,23 @@ class Registrar:
                 if task.done():
                     task.result()  # none of them ends by itself
 
-    async def _address(self) -> IPv6Address:
+    def _renew_node(self, engine: Engine, authority: Authority) -> None:
+        """Let this machine's node in again, if its certificate has expired: nobody else can."""
+        directory = Path(self._config.server.node_directory)
+        identity = renew_own_node(directory, engine, authority, now=self._clock())
+        if identity is not None:
+            log.info("this machine's node had come too late: it has a new certificate")
+
+    async def _address(self, renew_node: Callable[[], None]) -> IPv6Address:
         """Return the address to listen on: as configured, or once the node can tell, that of the node."""
         if self._config.server.address:
             return IPv6Address(self._config.server.address)
         said = False
         while True:
             try:
+                await asyncio.to_thread(renew_node)
                 return await node_address(self._api_socket)
-            except (AsaError, UsageError) as error:
+            except (AsaError, MinervaError) as error:
                 if not said:
                     log.info("waiting for this machine's node: %s", error)
                 said = True
@@ -190,7 +201,9 @@ class _Keeper:
         services: ServiceIdentities,
         server: HttpServer,
         clock: Callable[[], datetime],
+        renew_node: Callable[[], None],
     ) -> None:
+        self._renew_node = renew_node
         self._directory = directory
         self._engine = engine
         self._authority = authority
@@ -239,6 +252,7 @@ class _Keeper:
     def _look_after(self) -> None:
         """Have a new certificate in time, whoever made it: this process, another one, or the operator."""
         now = self._clock()
+        self._renew_node()
         renew_service(self._directory, self._engine, self._authority, now=now)
         fresh = load_service(self._directory / SERVICE_DIRECTORY)
         if fresh.der != self._services.current.der:
