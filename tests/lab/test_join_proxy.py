@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from minerva.asa import Asa
 from minerva.asa.services import join_registrar
-from minerva.connect.join_proxy import MAX_PER_PEER, PROXY_PORTS
+from minerva.connect.join_proxy import BYTES_PER_SECOND, MAX_PER_PEER, PROXY_PORTS
 from minerva.grasp.announcement import Announcement, AnnouncementError, read_announcements
 from minerva.grasp.constants import AN_PROXY, GRASP_LISTEN_PORT, TransportProto
 from minerva.linux import sockets
@@ -232,7 +232,7 @@ def announcements(packets: list[tools.Packet]) -> dict[Announcement, int]:
 
 def test_a_pledge_reaches_the_registrar_and_only_while_there_is_one(scene: Scene) -> None:
     """
-    covers: JP-1, JP-2, JP-3, JP-5, JP-6
+    covers: JP-1, JP-2, JP-3, JP-5, JP-6, JP-8
     """
     assert scene.offers() == {}
     assert scene.answers(PROXY_PORTS[0]) == []
@@ -445,6 +445,63 @@ def test_a_flood_of_connections_harms_nobody_else(scene: Scene) -> None:
     assert {name: item["pid"] for name, item in now.items()} == {
         name: item["pid"] for name, item in processes.items()
     }
+
+
+@pytest.mark.parametrize("size", [1, 16_384])
+def test_a_flood_of_bytes_harms_nobody_else(scene: Scene, size: int) -> None:
+    """One peer sends and hears as much as it can, in pieces large and small, on all its connections.
+
+    covers: JP-6
+    """
+    scene.run(PORT)
+    scene.flood(PORT, LONG)
+    until(scene.offers, "it is offered")
+    pid = scene.lab.processes("n3")["abutment"]["pid"]
+    ends = [scene.lab.status(node)["acp0"]["address"] for node in ("n1", "n3")]
+    before = scene.proxy()["counters"]
+    socks = [scene.connect() for _ in range(MAX_PER_PEER)]
+    stop = threading.Event()
+
+    def push(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while not stop.is_set():
+                sock.send(bytes(size))
+
+    def pull(sock: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while sock.recv(65_536):
+                pass
+
+    threads = [threading.Thread(target=work, args=(sock,)) for sock in socks for work in (push, pull)]
+    for sock in socks:
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.settimeout(1.0)
+    with Pings(scene.lab.host("n1"), *ends) as pings:
+        for thread in threads:
+            thread.start()
+        began, used = time.monotonic(), cpu_seconds(pid)
+        while time.monotonic() - began < 5.0:
+            pings.send()
+            time.sleep(0.1)
+        seconds = time.monotonic() - began
+        used = cpu_seconds(pid) - used
+        after = scene.proxy()["counters"]
+        stop.set()
+        for thread in threads:
+            thread.join()
+        assert pings.lost() == 0
+    for sock in socks:
+        sock.close()
+    moved = sum(after[name] - before[name] for name in ("bytes_up", "bytes_down")) / seconds
+    print(f"pieces of {size}: {moved / 2**20:.2f} MiB/s through the proxy, {used / seconds:.0%} of a core")
+    assert moved < 1.2 * BYTES_PER_SECOND
+    assert used / seconds < 0.4
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time that a process has used, in seconds."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
 
 
 def test_the_sockets_of_the_proxy_lead_to_registrars_only(scene: Scene) -> None:

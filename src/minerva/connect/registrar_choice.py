@@ -33,7 +33,7 @@ GRACE = 1.0
 """For how many seconds a variation is still offered when none of its registrars is usable any more: another
 may be, in a moment."""
 
-FIRST_PATIENCE, LAST_PATIENCE = 0.3, 4.0
+FIRST_PATIENCE, LAST_PATIENCE = 0.15, 4.0
 """Between which times, in seconds, it waits for an answer. Who has just joined hears of registrars before all
 routes are there; TCP by itself would try again after a second."""
 
