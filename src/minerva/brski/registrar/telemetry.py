@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from sqlalchemy.engine import Connection, Engine
 
 from minerva.brski.registrar.authority import serial_text
-from minerva.brski.registrar.database import DeviceState, certificates, reading, record_event, writing
+from minerva.brski.registrar.database import DeviceState, certificates, record_event, writing
 from minerva.brski.registrar.devices import Device, find_by_idevid, get_device, set_audit
 from minerva.brski.registrar.errors import Refusal
 from minerva.core.rate import TokenBucket
@@ -68,53 +68,36 @@ class TelemetryService:
     def _take_voucher_status(
         self, status: Status, chain: Sequence[x509.Certificate], peer: str | None
     ) -> None:
-        device, _ = self._device(chain)
-        name = printable(device.serial_number)
         detail = _detail(status)
+        with writing(self._engine) as connection:
+            device, _ = _device(connection, chain)
+            if self._may_write(device):
+                self._record(connection, VOUCHER_STATUS, device, detail, peer)
+                if not status.status and device.state is DeviceState.VOUCHERED:
+                    set_audit(connection, device.id, ok=False, reason="the device did not accept its voucher")
+        name = printable(device.serial_number)
         if status.status:
             log.info("%s accepts its voucher", name)
         else:
-            log.warning(
-                "%s does not accept its voucher: %s", name, detail.get("reason", "it does not say why")
-            )
+            log.warning("%s does not accept its voucher: %s", name, detail.get("reason", _SILENT))
         _alert(name, status)
-        if not self._may_write(device):
-            return
-        with writing(self._engine) as connection:
-            self._record(connection, VOUCHER_STATUS, device, detail, peer)
-            if not status.status and device.state is DeviceState.VOUCHERED:
-                set_audit(connection, device.id, ok=False, reason="the device did not accept its voucher")
 
     def _take_enrolment_status(
         self, status: Status, chain: Sequence[x509.Certificate], peer: str | None
     ) -> None:
-        device, own = self._device(chain)
+        with writing(self._engine) as connection:
+            device, own = _device(connection, chain)
+            # RFC 8995 section 5.9.4: whether it came with the certificate that it is about.
+            detail = _detail(status) | {"with_its_certificate": own}
+            if self._may_write(device):
+                self._record(connection, ENROLMENT_STATUS, device, detail, peer)
         name = printable(device.serial_number)
-        # RFC 8995 section 5.9.4: whether it came with the certificate that it is about.
-        detail = _detail(status) | {"with_its_certificate": own}
         shown = "its new certificate" if own else "its IDevID"
         if status.status:
             log.info("%s is enrolled, it says with %s", name, shown)
         else:
             log.warning("%s is not enrolled, it says with %s: %s", name, shown, detail.get("reason", _SILENT))
         _alert(name, status)
-        if not self._may_write(device):
-            return
-        with writing(self._engine) as connection:
-            self._record(connection, ENROLMENT_STATUS, device, detail, peer)
-
-    def _device(self, chain: Sequence[x509.Certificate]) -> tuple[Device, bool]:
-        """Return the device that shows ``chain``, and whether it is with a certificate of this domain."""
-        if not chain:
-            raise Refusal(403, "a report is for a device that shows its certificate in TLS")
-        with reading(self._engine) as connection:
-            device = find_by_idevid(connection, chain[0])
-            if device is not None:
-                return device, False
-            device = _owner(connection, chain[0])
-        if device is None:
-            raise Refusal(404, "a device with this certificate is not known here")
-        return device, True
 
     def _may_write(self, device: Device) -> bool:
         bucket = self._buckets.setdefault(device.id, TokenBucket(REPORTS, SECONDS_PER_REPORT))
@@ -127,6 +110,17 @@ class TelemetryService:
         self, connection: Connection, kind: str, device: Device, detail: dict[str, Any], peer: str | None
     ) -> None:
         record_event(connection, kind, when=self._clock(), device_id=device.id, peer=peer, detail=detail)
+
+
+def _device(connection: Connection, chain: Sequence[x509.Certificate]) -> tuple[Device, bool]:
+    """Return the device that shows ``chain``, and whether it is with a certificate of this domain."""
+    if not chain:
+        raise Refusal(403, "a report is for a device that shows its certificate in TLS")
+    if (device := find_by_idevid(connection, chain[0])) is not None:
+        return device, False
+    if (device := _owner(connection, chain[0])) is not None:
+        return device, True
+    raise Refusal(404, "a device with this certificate is not known here")
 
 
 def _decode(body: bytes, content_type: str) -> Status:

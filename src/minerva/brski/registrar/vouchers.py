@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from typing import Final
 
@@ -65,6 +65,9 @@ PATIENCE: Final = 8.0
 MAX_UNDER_WAY: Final = 1_000
 """How many devices' vouchers are being fetched at a time."""
 
+DOMAINS_LIFETIME: Final = timedelta(minutes=1)
+"""How long the CAs that were once ours are remembered before the database is asked again."""
+
 MAX_RETRY_AFTER: Final = 60
 """What a pledge waits at most, in seconds, whatever it is told (RFC 8995 section 5.6)."""
 
@@ -89,6 +92,8 @@ class VoucherService:
         self._clock = clock
         self._patience = patience
         self._manufacturers = Manufacturers()
+        self._domains: frozenset[bytes] = frozenset()
+        self._domains_at = datetime.min.replace(tzinfo=UTC)
         self._under_way: dict[tuple[int, str, str], asyncio.Task[bytes]] = {}
 
     async def answer(
@@ -129,9 +134,7 @@ class VoucherService:
         """
         now = self._clock()
         with reading(self._engine) as connection:
-            known = self._manufacturers.load(connection)
-        manufacturer, serial_number = self._whose(known, chain, now)
-        with reading(self._engine) as connection:
+            manufacturer, serial_number = self._whose(self._manufacturers.load(connection), chain, now)
             device = find_device(connection, manufacturer.id, serial_number)
             try:
                 request = check_pledge_request(body, chain, manufacturer, serial_number, self._services)
@@ -298,11 +301,14 @@ class VoucherService:
             case _:
                 return Refusal(502, "the manufacturer gives no voucher", detail=str(error), device_id=number)
 
-    def _own_domains(self, connection: Connection, request: PledgeRequest, now: datetime) -> set[bytes]:
+    def _own_domains(self, request: PledgeRequest, now: datetime) -> frozenset[bytes]:
         """Return the domainIDs under which a MASA may know this domain, now or from before."""
-        authorities = load_ca_certificates(connection, now)
-        certificates = {request.service.certificate, *request.service.authorities, *authorities}
-        return {domain_id(certificate) for certificate in certificates}
+        if not self._domains_at <= now < self._domains_at + DOMAINS_LIFETIME:
+            with reading(self._engine) as connection:
+                authorities = load_ca_certificates(connection, now)
+            self._domains, self._domains_at = frozenset(map(domain_id, authorities)), now
+        service = request.service
+        return self._domains | {domain_id(one) for one in (service.certificate, *service.authorities)}
 
     def _keep(
         self,
@@ -316,9 +322,7 @@ class VoucherService:
     ) -> None:
         """Write down what came of it. Raises :class:`Refusal` if the device must not go on."""
         now = self._clock()
-        with reading(self._engine) as connection:
-            own = self._own_domains(connection, request, now)
-        verdict = audit.judge(history, own, self._config.audit)
+        verdict = audit.judge(history, self._own_domains(request, now), self._config.audit)
         name = printable(request.serial_number)
         with writing(self._engine) as connection:
             maker = request.manufacturer
