@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import random
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -316,3 +317,43 @@ def test_resets_are_resets() -> None:
     assert is_reset(other)
     other.close()
     assert struct.calcsize("ii") == 8
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_both_ends_do_each_hears_what_the_other_said(seed: int) -> None:
+    """Two ends that talk, pause and stop as they like; in the end all has come, and it is closed."""
+    chance = random.Random(seed)
+
+    async def test(scene: Scene) -> None:
+        scene.start()
+
+        async def say(sock: socket.socket, data: bytes) -> None:
+            while data:
+                size = chance.choice((1, 100, 20_000, 200_000))
+                await scene.loop.sock_sendall(sock, data[:size])
+                data = data[size:]
+                if chance.random() < 0.3:
+                    await asyncio.sleep(chance.random() * 0.01)
+            sock.shutdown(socket.SHUT_WR)
+
+        async def hear(sock: socket.socket) -> bytes:
+            data = b""
+            while piece := await scene.loop.sock_recv(sock, chance.choice((1, 500, 65_536))):
+                data += piece
+                if chance.random() < 0.02:
+                    await asyncio.sleep(chance.random() * 0.01)
+            return data
+
+        said = [chance.randbytes(chance.choice((0, 1, 5000, 100_000))) for _ in range(2)]
+        async with asyncio.timeout(20):
+            heard = await asyncio.gather(
+                hear(scene.registrar),
+                hear(scene.pledge),
+                say(scene.pledge, said[0]),
+                say(scene.registrar, said[1]),
+            )
+        assert heard[:2] == said
+        assert await scene.ended() is End.CLOSED
+        assert (scene.circuit.bytes_up, scene.circuit.bytes_down) == tuple(map(len, said))
+
+    play(test, small=chance.random() < 0.5)
