@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from minerva.asa import AsaError, TaggedObjective
-from minerva.asa.services import join_registrar
+from minerva.asa import Asa, AsaError, TaggedObjective
+from minerva.asa.services import Service, est_server, join_registrar, services
 from minerva.brski.registrar.announce import Announcer, node_address
 from minerva.core.errors import UsageError
-from tests.asa.node import FakeNode, fake_node
+from tests.asa.node import FakeNode, fake_node, lone_node
 
 ADDRESS = IPv6Address("fd89:b714:f3db:0:200:0:6400:1")
 
@@ -158,5 +158,32 @@ def test_the_address_is_that_of_the_host_and_not_of_the_node(tmp_path: Path) -> 
             node.engine.functions["node"] = lambda _: {"address": "2001:db8::1", "port": 1}
             with pytest.raises(UsageError):
                 await node_address(node.path)
+
+    asyncio.run(scenario())
+
+
+def test_with_the_engine_of_a_node(tmp_path: Path) -> None:
+    """What is flooded can be found by ASAs of the node, and is gone when the registrar is.
+
+    covers: R-1, R-2
+    """
+
+    async def scenario() -> None:
+        async with lone_node(tmp_path) as node, Asa.connect("seeker", node.path) as seeker:
+            wanted = [join_registrar(ADDRESS, 8443).objective, est_server(ADDRESS, 8443).objective]
+
+            async def found() -> list[Service]:
+                return [one for objective in wanted for one in services(await seeker.get_flood(objective))]
+
+            subject = announcer(node.path, Works())
+            async with running(subject):
+                while not subject.announced:
+                    await asyncio.sleep(0.01)
+                assert [(one.objective, one.address, one.port) for one in await found()] == [
+                    ("AN_join_registrar", ADDRESS, 8443),
+                    ("SRV.est", ADDRESS, 8443),
+                ]
+            await asyncio.sleep(0.05)
+            assert await found() == []
 
     asyncio.run(scenario())
