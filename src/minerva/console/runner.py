@@ -45,8 +45,8 @@ class Sink(Protocol):
     An exception from it is logged once and has no other effect.
     """
 
-    def output(self, data: bytes, now: float) -> None:
-        """Take what the device said, ``now`` in seconds since 1970."""
+    def output(self, data: bytes) -> None:
+        """Take what the device said just now."""
 
     def event(self, event: HubEvent) -> None:
         """Take what happened."""
@@ -134,13 +134,12 @@ class Runner:
 
     def _output(self, data: bytes) -> None:
         """Hand what the device said to the hub and all sinks: the only place where that is done."""
-        now = self._clock()
         for sink in self._sinks:
             try:
-                sink.output(data, now)
+                sink.output(data)
             except Exception as error:
                 self._sink_failed(sink, error)
-        self.hub.output(data, now)
+        self.hub.output(data, self._clock())
 
     def _sink_failed(self, sink: Sink, error: Exception) -> None:
         if id(sink) in self._failed:
