@@ -65,7 +65,7 @@ def pings(lab: StandingLab, source: str, target: str) -> Pings:
 
 
 def while_pinging(lab: StandingLab, condition: Any, what: str, seconds: float) -> None:
-    """Wait until ``condition`` holds; meanwhile every ping between the ends, and from the middle, is answered."""
+    """Wait until ``condition`` holds; meanwhile every ping between nodes is answered."""
     every = [pings(lab, "n1", "n3"), pings(lab, "n3", "n1"), pings(lab, "n2", "n3")]
     deadline = time.monotonic() + seconds
     while not condition():

@@ -30,6 +30,7 @@ _COMMANDS = {
     "lab": ("minerva.cli.lab", "lab", "A network of real nodes on this one machine."),
     "pledge": ("minerva.cli.pledge", "pledge", "Make this machine a member of a domain, by hand."),
     "registrar": ("minerva.cli.registrar_manage", "registrar", "Let new devices into a domain."),
+    "listen": ("minerva.cli.node", "listen", "Give a program a socket that listens in the ACP."),
     "masa": ("minerva.cli.masa", "masa", "Be the maker of devices: identities, and who owns them."),
     "status": ("minerva.cli.node", "status", "Show what the running node does and sees."),
 }

@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from minerva.linux.namespace import Namespace
 
 
+_FIRST_DESCRIPTOR = 3  # SD_LISTEN_FDS_START
+
+
 class NodeCommandError(MinervaError):
     """The node does not do its part."""
 
@@ -55,6 +58,30 @@ def exec_in(where: Namespace, command: tuple[str, ...]) -> None:
             "the node runs in another mount namespace (was it started under 'ip netns exec'?)"
         ) from error
     where.close()
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        raise UsageError(f"cannot run {command[0]}: {error.strerror}") from error
+
+
+@click.command(context_settings={"ignore_unknown_options": True})
+@options.run_dir
+@click.argument("where", metavar="acp", type=click.Choice(["acp"]))
+@click.argument("port", type=click.IntRange(1, 65535))
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def listen(run_dir: Path, where: str, port: int, command: tuple[str, ...]) -> None:  # noqa: ARG001
+    """Run COMMAND with a socket that listens on PORT of this node in the ACP.
+
+    Nothing in the host's network can cut it. COMMAND gets it as systemd passes sockets: it is descriptor 3,
+    and LISTEN_FDS and LISTEN_PID say so.
+    """
+    from minerva.asa.sockets import acp_listener
+
+    given = acp_listener(port, run_dir=run_dir)
+    given.sock.setblocking(True)
+    os.dup2(given.sock.fileno(), _FIRST_DESCRIPTOR)
+    os.set_inheritable(_FIRST_DESCRIPTOR, True)
+    os.environ["LISTEN_FDS"], os.environ["LISTEN_PID"] = "1", str(os.getpid())
     try:
         os.execvp(command[0], command)
     except OSError as error:

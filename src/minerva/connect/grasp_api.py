@@ -92,12 +92,16 @@ class ApiCounters:
 
 
 def open_api_socket(run_dir: Path) -> socket.socket:
-    """Return a socket that listens as the API socket in ``run_dir``. One left there before is replaced.
+    """Return a socket that listens as the API socket in ``run_dir``. Raises UsageError."""
+    return open_local_socket(run_dir / API_SOCKET, socket.SOCK_STREAM)
+
+
+def open_local_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
+    """Return a Unix socket that listens on ``path``. One left there before is replaced.
 
     It is for root and the group ``minerva``; where there is no such group, for root alone. Raises UsageError.
     """
-    path = run_dir / API_SOCKET
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
     try:
         path.unlink(missing_ok=True)
         # Nobody may connect between bind and chmod, not even with the widest umask.

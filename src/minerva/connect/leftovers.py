@@ -9,6 +9,7 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 from minerva.asa.protocol import API_SOCKET
+from minerva.asa.sockets import SOCKETS_SOCKET
 from minerva.connect.acp import PREFERENCE, TABLE
 from minerva.connect.state import NodeState
 from minerva.linux import namespace
@@ -68,7 +69,7 @@ async def remove(state: NodeState, run_dir: Path, host: Netlink) -> None:
         found.append(f"routing rule {PREFERENCE}")
     if end_guard(run_dir):  # last: it guards the rest
         found.append("the guard")
-    for name in (CONTROL_SOCKET, API_SOCKET):
+    for name in (CONTROL_SOCKET, API_SOCKET, SOCKETS_SOCKET):
         (run_dir / name).unlink(missing_ok=True)
     if found:
         log.warning("removed what an earlier run left behind: %s", ", ".join(found))

@@ -31,6 +31,7 @@ from minerva.connect.kernel_data_plane import KernelDataPlane
 from minerva.connect.kernel_probe import Choice
 from minerva.connect.ports import Port, Ports, sysfs
 from minerva.connect.proxy_gate import ProxyGate
+from minerva.connect.socket_server import SocketServer
 from minerva.connect.state import NodeState
 from minerva.connect.user_data_plane import UserDataPlane
 from minerva.core.errors import MinervaError
@@ -108,6 +109,7 @@ class Member:
         self._guard_problem: str | None = "not applied yet"
         self._crls: deque[m.Crl] = deque(maxlen=_MAX_CRLS)
         self._api: socket.socket | None = None
+        self._sockets: SocketServer | None = None
 
     @property
     def host_address(self) -> IPv6Address:
@@ -120,6 +122,8 @@ class Member:
         """Make the ACP namespace and start the processes. Raises LinuxError, OSError."""
         await self._acp.open()
         self._api = open_api_socket(self._node.run_dir)
+        assert self._acp.namespace is not None
+        self._sockets = SocketServer(self._node.run_dir, self._acp.address.address, self._acp.namespace)
         start = self._children.start
         start("signer", self._from_signer, self._signer_ready, self._signer_lost)
         start("abutment", self._from_abutment, self._abutment_ready, self._abutment_lost)
@@ -165,6 +169,8 @@ class Member:
 
     async def close(self) -> None:
         """Remove what is left, after :meth:`say_goodbye` and when the ports are closed. Raises LinuxError."""
+        if self._sockets is not None:
+            self._sockets.close()
         try:
             await self._acp.close(self._host)
         finally:

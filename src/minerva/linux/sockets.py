@@ -28,6 +28,7 @@ USER_TIMEOUT = 10
 """How long a TCP peer may be silent before its connection is given up, in seconds (RFC 5482)."""
 
 _PLEDGE_TRIES = 16
+_BACKLOG = 128
 
 DATA_BUFFER = 4 << 20
 """Socket buffer of ESP sockets, in bytes: more than any other choice it decides the throughput of TCP."""
@@ -152,6 +153,19 @@ def start_connect(sock: socket.socket, address: IPv6Address, port: int, interfac
     result = sock.connect_ex((str(address), port, 0, interface))
     if result not in (0, errno.EINPROGRESS):
         raise OSError(result, os.strerror(result))
+
+
+def tcp_listener(address: IPv6Address, port: int) -> socket.socket:
+    """Return a TCP socket that listens on ``port`` of ``address``; it may have been used a moment ago."""
+    sock = _tcp()
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((str(address), port))
+        sock.listen(_BACKLOG)
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def grasp_listener(port: int) -> socket.socket:
