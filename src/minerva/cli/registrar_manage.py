@@ -431,7 +431,7 @@ def _print_events(found: list[dict[str, Any]]) -> None:
     from minerva.core.text import printable, shortened
 
     for event in found:
-        detail = ", ".join(f"{name} {value}" for name, value in event["detail"].items() if value is not None)
+        detail = _shown_detail(event["detail"])
         parts = [
             _shown_time(event["time"]),
             event["kind"],
@@ -439,6 +439,17 @@ def _print_events(found: list[dict[str, Any]]) -> None:
             *([f"from {printable(event['peer'])}"] if event["peer"] else []),
         ]
         click.echo("  ".join(parts) + (f": {shortened(detail, 500)}" if detail else ""))
+
+
+def _shown_detail(detail: dict[str, Any]) -> str:
+    """Return what an event says besides its kind; of a refusal first what was refused, and why."""
+    left = {name: value for name, value in detail.items() if value is not None}
+    first = []
+    if "operation" in left:
+        first = [f"{left.pop('operation')} {left.pop('status', '')}, {left.pop('reason', '')}"]
+        if "detail" in left:
+            first = [f"{first[0]} ({left.pop('detail')})"]
+    return ", ".join([*first, *(f"{name.replace('_', ' ')} {value}" for name, value in left.items())])
 
 
 def _shown_time(text: str | None) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import sqlalchemy as sa
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.name import _ASN1Type
 from cryptography.x509.oid import NameOID
 
 from minerva.brski.registrar import manufacturers
@@ -79,7 +80,9 @@ class Maker:
     def device(self, serial_number: str, not_after: datetime = FOR_EVER, masa: str | None = None) -> Pledge:
         """Make a device."""
         key = generate_key("p256")
-        subject = x509.Name([x509.NameAttribute(NameOID.SERIAL_NUMBER, serial_number)])
+        # Any text at all: a PrintableString would not hold what some tests try.
+        attribute = x509.NameAttribute(NameOID.SERIAL_NUMBER, serial_number, _ASN1Type.UTF8String)
+        subject = x509.Name([attribute])
         masa = masa or self.masa
         extensions = () if masa is None else idevid_extensions(masa)
         certificate = self._certificate(key, subject, not_after=not_after, extensions=extensions)

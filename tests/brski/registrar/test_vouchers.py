@@ -282,6 +282,21 @@ def test_a_serial_number_in_another_place(tmp_path: Path) -> None:
     assert "common-name" in refused(bench, bench.maker.device("D-1")).reason
 
 
+@pytest.mark.parametrize(
+    ("serial_number", "sentence"), [("D\x00\x1b", "characters to be seen"), ("D" * 64, None), ("", "serial")]
+)
+def test_serial_numbers_of_no_use(bench: Bench, serial_number: str, sentence: str | None) -> None:
+    pledge = bench.maker.device(serial_number or "x")
+    if not serial_number:
+        pledge = Pledge("", bench.maker.signer, bench.maker.signer_key)
+    if sentence is None:
+        assert bench.asks(pledge)
+    else:
+        refusal = refused(bench, pledge, b"never read")
+        assert refusal.status == 403
+        assert sentence in refusal.reason
+
+
 def test_an_open_registrar_learns_of_manufacturers(bench: Bench) -> None:
     """
     covers: R-24

@@ -21,7 +21,7 @@ from sqlalchemy.engine import Connection, Engine
 from minerva.brski.registrar import audit
 from minerva.brski.registrar.authority import load_ca_certificates
 from minerva.brski.registrar.config import Config
-from minerva.brski.registrar.database import DeviceState, reading, record_event, vouchers, writing
+from minerva.brski.registrar.database import MAX_DETAIL, DeviceState, reading, record_event, vouchers, writing
 from minerva.brski.registrar.devices import Device, change_state, find_device, see_device, set_audit
 from minerva.brski.registrar.errors import Refusal
 from minerva.brski.registrar.identity import ServiceIdentities
@@ -49,7 +49,8 @@ from minerva.brski.registrar.requests import (
     masa_of,
     registrar_request,
 )
-from minerva.core.text import printable
+from minerva.core.errors import MinervaError
+from minerva.core.text import printable, shortened
 from minerva.pki.address import AcpAddress
 from minerva.pki.errors import AddressError
 from minerva.pki.idevid import domain_id
@@ -234,7 +235,9 @@ class VoucherService:
             and (error := task.exception()) is not None
             and not isinstance(error, Refusal)
         ):
-            log.error("the voucher for %s could not be had", printable(key[1]), exc_info=error)
+            expected = isinstance(error, MinervaError)
+            said = f": {error}" if expected else ""
+            log.error("no voucher for %s%s", printable(key[1]), said, exc_info=None if expected else error)
 
     async def _fetch(self, request: PledgeRequest, peer: str | None) -> bytes:
         """Ask the MASA, judge its answer, keep it. Raises :class:`Refusal`."""
@@ -383,7 +386,7 @@ class VoucherService:
         if verdict.acceptable or device.audit_waived:
             set_audit(connection, device.id, ok=True)
             return None
-        because = "; ".join(verdict.objections)
+        because = shortened("; ".join(verdict.objections), MAX_DETAIL)
         set_audit(connection, device.id, ok=False, reason=because)
         record_event(
             connection, "history", when=now, device_id=device.id, peer=peer, detail={"objections": because}
