@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 if TYPE_CHECKING:
+    from sqlalchemy.engine import Engine
+
+    from minerva.brski.registrar.config import Config
     from minerva.brski.registrar.init import Made
 
 # As in cli/ca.py: what these come from takes longer to import than `minerva --help` may take.
@@ -20,6 +25,14 @@ SECONDS_OF_CRL = 3600
 CRL_PORT = 8080
 
 _PATH = click.Path(file_okay=False, path_type=Path)
+_node_directory_option = click.option(
+    "--node-dir",
+    "node_directory",
+    type=_PATH,
+    default=NODE_DIRECTORY,
+    show_default=True,
+    help="Where this machine's node has its identity.",
+)
 directory_option = click.option(
     "--dir",
     "directory",
@@ -128,6 +141,44 @@ def init(
     _show(made, as_json)
 
 
+@registrar.command(short_help="Make this machine one more of the registrar's.")
+@directory_option
+@_node_directory_option
+@json_option
+def join(directory: Path, node_directory: Path, as_json: bool) -> None:
+    """Make this machine one more on which the registrar runs.
+
+    It has an ordinary node of the domain, and in --dir a copy of another machine's registrar, whose database
+    is a PostgreSQL that both reach.
+    """
+    from datetime import UTC, datetime
+
+    from minerva.brski.registrar.machines import join
+
+    with _opened(directory) as (engine, config):
+        made = join(directory, node_directory, engine, crl_port=config.server.crl_port, now=datetime.now(UTC))
+    expires = made.not_valid_after_utc
+    if as_json:
+        click.echo(json.dumps({"directory": str(directory), "service_expires": expires.isoformat()}))
+    else:
+        click.echo(f"{directory} has a certificate for this machine, valid until {expires:%Y-%m-%d}")
+
+
+@registrar.command(short_help="Take this machine out of the registrar.")
+@directory_option
+@_node_directory_option
+@json_option
+def leave(directory: Path, node_directory: Path, as_json: bool) -> None:
+    """Let certificates to come no longer say that this machine has the CRL."""
+    from datetime import UTC, datetime
+
+    from minerva.brski.registrar.machines import leave
+
+    with _opened(directory) as (engine, config):
+        leave(node_directory, engine, crl_port=config.server.crl_port, now=datetime.now(UTC))
+    click.echo(json.dumps({"directory": str(directory)}) if as_json else "this machine has left")
+
+
 @registrar.command(short_help="Put a new CA into the place of the old one.")
 @directory_option
 @click.option("--root", "new_root", is_flag=True, help="Make a new root, too.")
@@ -145,19 +196,16 @@ def rollover(directory: Path, new_root: bool, keep: int | None, as_json: bool) -
     """
     from datetime import UTC, datetime, timedelta
 
-    from minerva.brski.registrar.config import load
-    from minerva.brski.registrar.database import check_schema, open_database
     from minerva.brski.registrar.rollover import roll_over
 
-    engine = open_database(load(directory).database_url(directory))
-    check_schema(engine)
-    made = roll_over(
-        directory,
-        engine,
-        now=datetime.now(UTC),
-        new_root=new_root,
-        keep=None if keep is None else timedelta(seconds=keep),
-    )
+    with _opened(directory) as (engine, _):
+        made = roll_over(
+            directory,
+            engine,
+            now=datetime.now(UTC),
+            new_root=new_root,
+            keep=None if keep is None else timedelta(seconds=keep),
+        )
     if as_json:
         click.echo(
             json.dumps(
@@ -187,15 +235,27 @@ def new_id(directory: Path, as_json: bool) -> None:
     from datetime import UTC, datetime
 
     from minerva.brski.registrar import addresses
-    from minerva.brski.registrar.config import load
-    from minerva.brski.registrar.database import check_schema, open_database, record_event, writing
+    from minerva.brski.registrar.database import record_event, writing
 
-    engine = open_database(load(directory).database_url(directory))
-    check_schema(engine)
-    with writing(engine) as connection:
+    with _opened(directory) as (engine, _), writing(engine) as connection:
         number = f"{addresses.new_id(connection):012x}"
         record_event(connection, "new-id", when=datetime.now(UTC), detail={"registrar_id": number})
     click.echo(json.dumps({"registrar_id": number}) if as_json else f"the Registrar-ID is now {number}")
+
+
+@contextmanager
+def _opened(directory: Path) -> Iterator[tuple[Engine, Config]]:
+    """Open the database of the registrar in ``directory``, and close it at the end."""
+    from minerva.brski.registrar.config import load
+    from minerva.brski.registrar.database import check_schema, open_database
+
+    config = load(directory)
+    engine = open_database(config.database_url(directory))
+    try:
+        check_schema(engine)
+        yield engine, config
+    finally:
+        engine.dispose()
 
 
 def _show(made: Made, as_json: bool) -> None:

@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from minerva.brski.registrar.database import set_state, state
 from minerva.brski.registrar.errors import DatabaseError
-from minerva.pki.address import Scheme
+from minerva.pki.address import AcpAddress, Scheme
 
 CERTIFICATE_LIFETIME: Final = timedelta(days=30)
 """How long a device's certificate is valid. It renews after half of that."""
@@ -23,6 +23,9 @@ CRL_LIFETIME: Final = timedelta(hours=1)
 CRL_PATH: Final = "/crl"
 """Where the CRL is; under it, by the issuer's key identifier, those of the issuing CAs before."""
 
+
+MAX_CRL_URLS: Final = 3
+"""How many places of the CRL a certificate names at most."""
 
 _SELECT = sa.select(state.c.key, state.c.value)
 
@@ -38,8 +41,9 @@ class AuthorityKind(StrEnum):
 class Domain:
     """The settings of a domain.
 
-    ``root`` and ``issuing`` are the key identifiers, in hexadecimal, of the CAs in use. ``crl_base`` is the
-    URL of an HTTP server in the ACP, without the path. ``est_url`` is that of an external CA.
+    ``root`` and ``issuing`` are the key identifiers, in hexadecimal, of the CAs in use. ``crl_bases`` are the
+    URLs, without the path, of the HTTP servers in the ACP that have the CRL: one on each machine of the
+    registrar. ``est_url`` is that of an external CA.
     """
 
     name: str
@@ -47,7 +51,7 @@ class Domain:
     scheme: Scheme = Scheme.ZONE
     certificate_lifetime: timedelta = CERTIFICATE_LIFETIME
     crl_lifetime: timedelta = CRL_LIFETIME
-    crl_base: str = ""
+    crl_bases: tuple[str, ...] = ()
     root: str = ""
     issuing: str = ""
     revocations: int = 0
@@ -56,9 +60,9 @@ class Domain:
     @property
     def crl_urls(self) -> tuple[str, ...]:
         """Where a certificate says that the CRL is. None with an external CA, which has its own."""
-        if self.authority is not AuthorityKind.BUILT_IN or not self.crl_base:
+        if self.authority is not AuthorityKind.BUILT_IN:
             return ()
-        return (f"{self.crl_base}{CRL_PATH}/{self.issuing}",)
+        return tuple(f"{base}{CRL_PATH}/{self.issuing}" for base in self.crl_bases[:MAX_CRL_URLS])
 
 
 def load_domain(connection: Connection) -> Domain:
@@ -71,7 +75,7 @@ def load_domain(connection: Connection) -> Domain:
             scheme=Scheme(rows["scheme"]),
             certificate_lifetime=timedelta(seconds=int(rows["certificate_lifetime"])),
             crl_lifetime=timedelta(seconds=int(rows["crl_lifetime"])),
-            crl_base=rows["crl_base"],
+            crl_bases=tuple(rows["crl_bases"].split()),
             root=rows["root"],
             issuing=rows["issuing"],
             revocations=int(rows.get("revocations", "0")),
@@ -83,6 +87,11 @@ def load_domain(connection: Connection) -> Domain:
         ) from error
 
 
+def crl_base(service_address: AcpAddress, port: int) -> str:
+    """Return the URL of the CRL's server on a machine of the registrar, without the path."""
+    return f"http://[{service_address}]:{port}"
+
+
 def store_domain(connection: Connection, domain: Domain) -> None:
     """Write the settings of the domain, but for the number of revocations."""
     for key, value in {
@@ -91,7 +100,7 @@ def store_domain(connection: Connection, domain: Domain) -> None:
         "scheme": domain.scheme.value,
         "certificate_lifetime": str(int(domain.certificate_lifetime.total_seconds())),
         "crl_lifetime": str(int(domain.crl_lifetime.total_seconds())),
-        "crl_base": domain.crl_base,
+        "crl_bases": " ".join(domain.crl_bases),
         "root": domain.root,
         "issuing": domain.issuing,
         "est_url": domain.est_url,
