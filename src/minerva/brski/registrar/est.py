@@ -207,6 +207,13 @@ class EstService:
                     "expires": certificate.not_valid_after_utc.isoformat(),
                 },
             )
+        _log.info(
+            "%s %s its certificate as %s, valid until %s",
+            printable(device.serial_number),
+            "gets" if client.own is None else "renews",
+            name.address,
+            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+        )
 
     def _client(self, connection: Connection, chain: Sequence[x509.Certificate], now: datetime) -> Client:
         """Return who shows this chain, and may use EST. Raises :class:`Refusal`."""
