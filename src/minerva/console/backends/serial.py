@@ -120,6 +120,7 @@ class SerialBackend(Base):
         """Change speed and framing until the line is opened again. Raises Unsupported if it has no such."""
         line = self._open_serial()
         before = self._settings
+        await self._drained()
         try:
             await asyncio.to_thread(_apply, line, settings)
         except (ValueError, OSError, termios.error) as error:
