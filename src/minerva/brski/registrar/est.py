@@ -13,7 +13,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Final
 
@@ -63,6 +63,8 @@ MAX_BODY: Final = 65_536
 RETRY_AFTER: Final = 10
 """After how many seconds a client may try again while the database or the CA does not answer."""
 
+_CA_MESSAGE_LASTS = timedelta(seconds=1)
+
 _PKCS10 = "application/pkcs10"
 _CERTS_ONLY = "application/pkcs7-mime; smime-type=certs-only"
 _PKCS7 = "application/pkcs7-mime"
@@ -108,12 +110,20 @@ class EstService:
         self.authority = authority
         self.now = clock
         self._manufacturers = manufacturers.Manufacturers()
+        self._ca_message: tuple[datetime, bytes] | None = None
         self.journal = journal or Journal(engine)
 
     def ca_certificates(self) -> tuple[x509.Certificate, ...]:
         """Return what /cacerts answers: for everybody, as nothing in it is secret."""
         with reading(self.engine) as connection:
             return load_ca_certificates(connection, self.now())
+
+    async def ca_message(self) -> bytes:
+        """Return the DER of /cacerts. It is made once a second: everybody who enrols asks for it."""
+        now = self.now()
+        if self._ca_message is None or not timedelta(0) <= now - self._ca_message[0] < _CA_MESSAGE_LASTS:
+            self._ca_message = now, certs_only(await asyncio.to_thread(self.ca_certificates))
+        return self._ca_message[1]
 
     def attributes(self, chain: Sequence[x509.Certificate]) -> bytes:
         """Return the DER that /csrattrs answers: the client's own acp-node-name, the same every time.
@@ -299,8 +309,7 @@ def peer_of(request: Request) -> str | None:
 
 
 async def _cacerts(service: EstService, request: Request) -> Response:
-    found = await asyncio.to_thread(service.ca_certificates)
-    return _answer(request, certs_only(found), _PKCS7)
+    return _answer(request, await service.ca_message(), _PKCS7)
 
 
 async def _csrattrs(service: EstService, request: Request) -> Response:
