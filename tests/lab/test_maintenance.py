@@ -114,7 +114,7 @@ def test_renewal_interrupts_nothing(lab: StandingLab) -> None:
 
 def test_a_new_issuing_ca_interrupts_nothing(lab: StandingLab) -> None:
     """
-    covers: E-4
+    covers: E-4, 6.2.4-2
     """
     old = {node: certificate(lab, node).issuer for node in NODES}
     keys = {node: _authority_key(certificate(lab, node)) for node in NODES}
@@ -180,7 +180,7 @@ def test_who_came_too_late_comes_back(lab: StandingLab) -> None:
 def test_who_is_revoked_is_out(lab: StandingLab) -> None:
     """Within one period of the CRL, and the neighbour says why.
 
-    covers: 6.2.3-3, R9.2-1
+    covers: 6.2.3-3, 6.2.3-4, R9.2-1
     """
     registrar(lab, "revoke", "LAB-n3")
     until(

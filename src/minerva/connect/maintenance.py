@@ -49,7 +49,8 @@ Server = tuple[IPv6Address, int]
 class Maintenance:
     """The certificate of this node and the CRLs of its domain.
 
-    ``servers()`` returns the EST servers that are announced; ``on_renewed`` and ``on_crl`` take what was got.
+    ``servers()`` returns the EST servers that are announced; ``on_renewed(enrolled, server)`` and
+    ``on_crl(crl)`` take what was got. :attr:`last_server` is the one that renewed last, also before now.
     """
 
     def __init__(
@@ -58,14 +59,14 @@ class Maintenance:
         key: PrivateKey,
         *,
         servers: Callable[[], list[Server]],
-        on_renewed: Callable[[Enrolled], None],
+        on_renewed: Callable[[Enrolled, Server], None],
         on_crl: Callable[[Crl], None],
     ) -> None:
         self.crls = CrlStore()
         self._servers = servers
         self._on_renewed = on_renewed
         self._on_crl = on_crl
-        self._last_server: Server | None = None
+        self.last_server: Server | None = None
         self._renewals = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._problem: str | None = None
@@ -101,7 +102,7 @@ class Maintenance:
         return {
             "renew_at": self._renew_at.isoformat(),
             "renewals": self._renewals,
-            "est_server": None if self._last_server is None else _shown(self._last_server),
+            "est_server": None if self.last_server is None else _shown(self.last_server),
             "problem": self._problem,
             "crl_problem": self._crl_problem,
             "crls": [
@@ -131,29 +132,30 @@ class Maintenance:
             await asyncio.sleep(min(left, _LOOK_SECONDS))
         again = FIRST_AGAIN
         while True:
-            if (enrolled := await self._try_servers()) is not None:
+            if (enrolled := await self._try_servers()) is not None and self.last_server is not None:
                 self._problem = None
                 self._renewals += 1
                 expires = enrolled.certificate.not_valid_after_utc
                 log.info("the certificate is renewed; the new one is valid until %s", expires)
-                self._on_renewed(enrolled)
+                self._on_renewed(enrolled, self.last_server)
                 return
             await asyncio.sleep(again * random.uniform(0.8, 1.2))
             again = min(2 * again, LAST_AGAIN)
 
     async def _try_servers(self) -> Enrolled | None:
         """Ask the server that worked last, then all others; return what the first one gives."""
-        servers = self._servers()
+        servers = [server for server in self._servers() if server != self.last_server]
+        if self.last_server is not None:
+            servers.insert(0, self.last_server)
         if not servers:
             self._problem_is("no EST server is announced in the ACP (objective SRV.est)")
-        servers.sort(key=lambda server: server != self._last_server)
         for server in servers:
             try:
                 enrolled = await self._renew(*server)
             except (MinervaError, OSError) as error:
                 self._problem_is(f"{_shown(server)}: {error}")
             else:
-                self._last_server = server
+                self.last_server = server
                 return enrolled
         return None
 
@@ -238,8 +240,8 @@ def _shown(server: Server) -> str:
 
 def _place(url: str) -> tuple[IPv6Address, int, str]:
     """Return address, port and target of a URL in the ACP, where there are no names (RFC 8994 6.2.5.3)."""
-    parts = urlsplit(url)
     try:
+        parts = urlsplit(url)
         address = IPv6Address(parts.hostname or "")
         port = 80 if parts.port is None else parts.port
     except (AddressValueError, ValueError):

@@ -447,7 +447,11 @@ class Member:
         assert self._api is not None
         self._children["plane"].send(
             m.PlaneStart(
-                self._acp.address.address, self._acp.address.prefix, preference, self._node.machine.texts()
+                self._acp.address.address,
+                self._acp.address.prefix,
+                preference,
+                self._node.machine.texts(),
+                *self._state.est_server(),
             ),
             [sock.fileno(), self._api.fileno()],
         )
@@ -493,6 +497,7 @@ class Member:
             return False
         try:
             store_identity(self._state.directory, identity, message.key)
+            self._state.remember_est_server(message.address, message.port)
         except OSError as error:
             log.error("the renewed certificate cannot be kept, so it is not used: %s", error)
             return True

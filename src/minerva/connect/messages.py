@@ -262,13 +262,16 @@ class PlaneStart(Message):
     """S → P: begin to route for ``address`` and ``prefix``, and to serve GRASP.
 
     With [RPL socket of the ACP namespace, listening API socket of the host]. ``machine`` is what the
-    inventory tells: name, version, model, serial number.
+    inventory tells: name, version, model, serial number. ``est_address`` and ``est_port`` are of the EST
+    server that renewed the certificate last, ``::`` and 0 if none has.
     """
 
     address: IPv6Address
     prefix: IPv6Network
     preference: int
     machine: tuple[str, ...]
+    est_address: IPv6Address
+    est_port: int
 
 
 @message(51)
@@ -320,12 +323,17 @@ class Crl(Message):
 @message(56)
 @dataclass(frozen=True, slots=True)
 class Renewed(Message):
-    """P → S: the certificate of this node is renewed; keep these certificates and the private key, in PEM."""
+    """P → S: the certificate of this node is renewed; keep these certificates and the private key, in PEM.
+
+    And at which EST server, which is asked first the next time (RFC 8994 section 6.2.5).
+    """
 
     certificate: bytes
     chain: bytes
     anchors: bytes
     key: Secret
+    address: IPv6Address
+    port: int
 
 
 # --- pledge ------------------------------------------------------------------------------------------------

@@ -103,13 +103,14 @@ class Plane(Child):
             if isinstance(locator, IPv6Locator) and locator.port and not locator.address.is_link_local
         ]
 
-    def _renewed(self, enrolled: Enrolled) -> None:
+    def _renewed(self, enrolled: Enrolled, server: Server) -> None:
         self.send(
             Renewed(
                 dump_pem((enrolled.certificate,)),
                 dump_pem(enrolled.chain),
                 dump_pem(enrolled.anchors),
                 Secret(dump_private_key(enrolled.key)),
+                *server,
             )
         )
 
@@ -121,6 +122,8 @@ class Plane(Child):
             for descriptor in (rpl_socket, api_socket):
                 os.close(descriptor)
             return
+        if start.est_port and self._maintenance is not None:
+            self._maintenance.last_server = (start.est_address, start.est_port)
         self._rpl = RplRunner(start, rpl_socket, send=self.send, heard=self._heard, name=self._name_of)
         engine = GraspEngine(start.address, random=random.SystemRandom())
         self._grasp = GraspRunner(

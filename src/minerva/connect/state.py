@@ -15,6 +15,7 @@ from minerva.pki.files import File, write_files
 
 _SECRET_FILE = "node-secret"
 _SECRET_BYTES = 32
+_EST_SERVER_FILE = "est-server"
 _TAG_BYTES = 5
 _LINK_LOCAL = int(IPv6Address("fe80::"))
 _LOCALLY_ADMINISTERED, _MULTICAST = 0x02, 0x01
@@ -76,6 +77,19 @@ class NodeState:
         if len(data) != _SECRET_BYTES:
             raise UsageError(f"{path} is damaged: remove it, and the node gets new link-local addresses")
         return Secret(data)
+
+    def est_server(self) -> tuple[IPv6Address, int]:
+        """Return address and port of the EST server that renewed our certificate last, or ``::`` and 0."""
+        try:
+            address, port = (self.directory / _EST_SERVER_FILE).read_text().split()
+            return IPv6Address(address), int(port)
+        except (OSError, ValueError):
+            return IPv6Address(0), 0
+
+    def remember_est_server(self, address: IPv6Address, port: int) -> None:
+        """Note that this EST server renewed our certificate (RFC 8994 section 6.2.5). Raises OSError."""
+        if self.est_server() != (address, port):
+            write_files(self.directory, File(_EST_SERVER_FILE, f"{address} {port}\n".encode()))
 
     def _derive(self, *what: str | bytes) -> bytes:
         text = b"\0".join(item.encode() if isinstance(item, str) else item for item in what)
