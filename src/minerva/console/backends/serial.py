@@ -127,7 +127,7 @@ class SerialBackend(Base):
             # Some settings may have been taken.
             with suppress(ValueError, OSError, termios.error):
                 await asyncio.to_thread(_apply, line, before)
-            raise Unsupported(f"{self._path} does not do {settings}: {printable(str(error))}") from error
+            raise Unsupported(f"{self._path} does not do {settings}: {_reason(error)}") from error
         self._settings = settings
         return settings
 
@@ -208,7 +208,7 @@ class SerialBackend(Base):
         if number in (errno.EIO, errno.ENXIO, errno.ENODEV):
             return f"{self._path} does not work: {os.strerror(number)}"
         if isinstance(error, ValueError) or number is None:
-            return f"{self._path} cannot be set to {self._settings}: {printable(str(error))}"
+            return f"{self._path} cannot be set to {self._settings}: {_reason(error)}"
         return f"{self._path} cannot be opened: {os.strerror(number)}"
 
     async def _drained(self) -> None:
@@ -268,6 +268,11 @@ def _apply(line: serial.Serial, settings: LineSettings) -> None:
             "dsrdtr": settings.flow is Flow.DSRDTR,
         }
     )
+
+
+def _reason(error: Exception) -> str:
+    # Errors of termios have the number first, as if they were of the system.
+    return printable(str(error.args[-1] if error.args else error))
 
 
 def _close(line: serial.Serial) -> None:
