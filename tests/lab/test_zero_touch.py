@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-from typing import Any
-
 import pytest
 
-from tests.lab.conftest import lab_run, minerva
+from tests.lab.conftest import lab_run
 
 pytestmark = pytest.mark.root
 
@@ -30,7 +27,7 @@ PHASES = [
 def test_all_are_let_in(topology: str) -> None:
     """One after the other, through whoever is in already.
 
-    covers: P-4, P-10, P-11, P-62, JP-1, JP-3, R-1, 6.2.5-2
+    covers: P-4, P-10, P-11, P-62, JP-1, JP-3, R-1, 6.2.5-2, 6.2.4-1
     """
     nodes, channels = TOPOLOGIES[topology]
     found = lab_run(topology, "--zero-touch")
