@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sqlite3
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from minerva.brski.errors import DatabaseError
 
@@ -21,6 +25,13 @@ except ImportError as error:
 __all__ = ["DatabaseError", "RowId", "UtcTime", "open_engine", "reading", "shown", "writing"]
 
 _BUSY_TIMEOUT = 10.0
+
+_FRESH = 1.0
+"""How long ago a connection may have been used that is taken to work without a question, in seconds."""
+
+_LAST_USED = "minerva_last_used"
+
+_turns: WeakKeyDictionary[Engine, Lock] = WeakKeyDictionary()
 
 
 class UtcTime(sa.TypeDecorator[datetime]):
@@ -60,9 +71,13 @@ def open_engine(url_or_path: str | Path) -> Engine:
             engine = sa.create_engine(url, connect_args={"timeout": _BUSY_TIMEOUT})
             sa.event.listen(engine, "connect", _prepare_sqlite)
             sa.event.listen(engine, "begin", _begin_sqlite)
+            _turns[engine] = Lock()
             return engine
         if kind == "postgresql":
-            return sa.create_engine(url.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            engine = sa.create_engine(url.set(drivername="postgresql+psycopg"))
+            sa.event.listen(engine, "checkin", _put_back)
+            sa.event.listen(engine, "checkout", lambda *which: _take_out(engine.dialect, *which))
+            return engine
     except ImportError as error:
         raise DatabaseError(
             "PostgreSQL needs one more library: pip install 'minerva-acp[postgresql]'"
@@ -83,7 +98,7 @@ def writing(engine: Engine) -> Iterator[Connection]:
 
     Raises :class:`DatabaseError` if the database does not answer.
     """
-    with _sentence(engine), engine.connect() as connection:
+    with _sentence(engine), _turn(engine), engine.connect() as connection:
         connection.execution_options(minerva_writes=True)
         with connection.begin():
             yield connection
@@ -122,7 +137,38 @@ def _prepare_sqlite(connection: Any, _record: Any) -> None:
 def _begin_sqlite(connection: Connection) -> None:
     # IMMEDIATE takes the lock at once. A reader that wants to write later might never get it.
     writes = connection.get_execution_options().get("minerva_writes", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
+    driver: Any = connection.connection.dbapi_connection
+    driver.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
+
+
+@contextmanager
+def _turn(engine: Engine) -> Iterator[None]:
+    """Let the writers of a process into SQLite one after the other.
+
+    By itself it lets who finds it busy sleep and look again, for longer each time. Whoever waits for too long
+    here is told by SQLite.
+    """
+    turn = _turns.get(engine)
+    has = turn is not None and turn.acquire(timeout=_BUSY_TIMEOUT)
+    try:
+        yield
+    finally:
+        if turn is not None and has:
+            turn.release()
+
+
+def _put_back(_connection: Any, record: Any) -> None:
+    record.info[_LAST_USED] = time.monotonic()
+
+
+def _take_out(dialect: Dialect, connection: Any, record: Any, _proxy: Any) -> None:
+    """See whether a connection that was idle still works, as after a restart of the database."""
+    if time.monotonic() - record.info.get(_LAST_USED, time.monotonic()) < _FRESH:
+        return
+    try:
+        dialect.do_ping(connection)
+    except dialect.loaded_dbapi.Error as error:
+        raise sa.exc.DisconnectionError("the connection was lost while nobody used it") from error
 
 
 @contextmanager
@@ -132,7 +178,7 @@ def _sentence(engine: Engine) -> Iterator[None]:
     except (sa.exc.IntegrityError, sa.exc.DataError):
         # A value that does not fit is the caller's affair, not the database's state.
         raise
-    except (sa.exc.DBAPIError, sa.exc.TimeoutError) as error:
+    except (sa.exc.DBAPIError, sa.exc.TimeoutError, sqlite3.Error) as error:
         cause = getattr(error, "orig", None) or error
         said = " ".join(str(cause).split())
         if isinstance(error, sa.exc.ProgrammingError):

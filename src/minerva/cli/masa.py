@@ -288,10 +288,12 @@ def run(directory: Path, listen: str | None) -> None:
         import asyncio
         import logging
 
+        from minerva.brski.interpreter import prepare
         from minerva.brski.masa.server import run as serve
         from minerva.connect.log import configure
 
         configure("masa")
+        prepare()
         logger = logging.getLogger(__name__)
         asyncio.run(serve(directory, listen, lambda where: logger.info("ready on %s", where)))
 

@@ -60,11 +60,13 @@ def run(directory: Path, address: str | None, port: int | None, crl_port: int | 
     """
     import asyncio
 
+    from minerva.brski.interpreter import prepare
     from minerva.brski.registrar.config import load
     from minerva.brski.registrar.server import serve
     from minerva.connect.log import configure
 
     configure("registrar", load(directory).log_level)
+    prepare()
     asyncio.run(serve(directory, run_dir, address=address, port=port, crl_port=crl_port))
 
 

@@ -13,7 +13,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -156,8 +156,7 @@ class Owner:
     @property
     def name(self) -> str:
         """The subject of the certificate, fit for a terminal."""
-        subject = load_certificate(self.certificate).subject.rfc4514_string()
-        return printable(subject)[:MAX_TEXT]
+        return _subject(self.certificate)
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +212,11 @@ class Action:
     time: datetime
     action: str
     detail: str
+
+
+@lru_cache(1000)
+def _subject(certificate: bytes) -> str:
+    return printable(load_certificate(certificate).subject.rfc4514_string())[:MAX_TEXT]
 
 
 def key_of(certificate: x509.Certificate) -> bytes:
@@ -353,12 +357,16 @@ class Database:
             row = connection.execute(_DEVICE, {"serial_number": serial_number}).one_or_none()
         return None if row is None else _device(row)
 
-    def look_up(self, serial_number: str, request_digest: bytes) -> tuple[DeviceRecord | None, Entry | None]:
-        """Return a device, and the voucher that was issued for a request, in one step."""
+    def look_up(
+        self, serial_number: str, request_digest: bytes | None
+    ) -> tuple[DeviceRecord | None, Entry | None]:
+        """Return a device, and the voucher that was issued for a request, if one is given, in one step."""
         with reading(self._engine) as connection:
             row = connection.execute(_DEVICE, {"serial_number": serial_number}).one_or_none()
             if row is None:
                 return None, None
+            if request_digest is None:
+                return _device(row), None
             key = {"device_id": row.id, "request_digest": request_digest}
             answer = connection.execute(_ANSWER, key).one_or_none()
         return _device(row), None if answer is None else _entry(answer)

@@ -91,7 +91,7 @@ class Masa:
         there, and for a registrar whose domain never owned it.
         """
         request = self._recall(data) or open_request(data, now)
-        device, _ = self._look_up(request)
+        device, _ = self._look_up(request, with_answer=False)
         entries = self._database.log(device)
         keys = request.keys
         own = [entry for entry in entries if entry.key in keys]
@@ -108,13 +108,15 @@ class Masa:
             raise Refusal(_NOT_FOUND, "there is no such log")
         return audit_log(entries)
 
-    def _look_up(self, request: DomainRequest) -> tuple[DeviceRecord, Entry | None]:
+    def _look_up(
+        self, request: DomainRequest, *, with_answer: bool = True
+    ) -> tuple[DeviceRecord, Entry | None]:
         """Return the device of a request, and the voucher if the request was answered before."""
         serial_number, issuer = request.request.serial_number, request.request.idevid_issuer
         # Not every text can be asked for in a database.
         if not is_serial_number(serial_number):
             raise _unknown(serial_number)
-        device, answer = self._database.look_up(serial_number, request.digest)
+        device, answer = self._database.look_up(serial_number, request.digest if with_answer else None)
         if device is None:
             raise _unknown(serial_number)
         if issuer is not None and not same_issuer(issuer, load_certificate(device.idevid)):

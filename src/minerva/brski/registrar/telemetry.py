@@ -38,6 +38,10 @@ ENROLMENT_STATUS: Final = "enrolment status"
 REPORTS, SECONDS_PER_REPORT = 20, 30.0
 """How many reports of one device are written at once, and after how many seconds one more."""
 
+_ISSUED = sa.select(certificates.c.device_id, certificates.c.der).where(
+    certificates.c.serial == sa.bindparam("wanted"), certificates.c.device_id.is_not(None)
+)
+
 _MAX_DEVICES = 10_000
 _SHOWN = 200
 _SILENT = "it does not say why"
@@ -162,11 +166,7 @@ def _alert(name: str, status: Status) -> None:
 
 def _owner(connection: Connection, certificate: x509.Certificate) -> Device | None:
     """Return the device to which exactly this certificate was issued here."""
-    row = connection.execute(
-        sa.select(certificates.c.device_id, certificates.c.der).where(
-            certificates.c.serial == serial_text(certificate), certificates.c.device_id.is_not(None)
-        )
-    ).one_or_none()
+    row = connection.execute(_ISSUED, {"wanted": serial_text(certificate)}).one_or_none()
     if row is None or row.der != certificate.public_bytes(Encoding.DER):
         return None
     return get_device(connection, row.device_id)

@@ -72,6 +72,9 @@ DOMAINS_LIFETIME: Final = timedelta(minutes=1)
 MAX_RETRY_AFTER: Final = 60
 """What a pledge waits at most, in seconds, whatever it is told (RFC 8995 section 5.6)."""
 
+# Made once: SQLAlchemy needs longer for it than the database.
+_INSERT = sa.insert(vouchers)
+
 
 class VoucherService:
     """Answers voucher requests. Everything in it runs in one event loop, but for the database's threads."""
@@ -349,16 +352,17 @@ class VoucherService:
             if refusal is None:
                 change_state(connection, device, DeviceState.VOUCHERED)
                 connection.execute(
-                    sa.insert(vouchers).values(
-                        device_id=device.id,
-                        nonce=request.nonce,
-                        request=request.signed,
-                        registrar_request=own_request,
-                        masa_url=server.url,
-                        voucher=data,
-                        assertion=voucher.assertion,
-                        created=now,
-                    )
+                    _INSERT,
+                    {
+                        "device_id": device.id,
+                        "nonce": request.nonce,
+                        "request": request.signed,
+                        "registrar_request": own_request,
+                        "masa_url": server.url,
+                        "voucher": data,
+                        "assertion": voucher.assertion,
+                        "created": now,
+                    },
                 )
                 detail = {
                     "assertion": str(voucher.assertion or "none"),
