@@ -286,10 +286,13 @@ class Hub:
         byte of all begins with a line, if there is one soon.
         ``on_readable`` is called once when there is more to read after :meth:`read` returned None (so read
         first), ``on_room`` once when there is more room for input after :meth:`input_room` was asked.
+        Raises NotAllowed.
         """
+        writer = mode is Mode.WRITE if may_write is None else may_write
+        if mode is Mode.WRITE and not writer:
+            raise NotAllowed(f"{user} may not write to {self.name}")
         self._number += 1
         start = self._ring.total if replay is None else self._replay_start(replay)
-        writer = mode is Mode.WRITE if may_write is None else may_write
         attachment = Attachment(self._number, user, source, writer, start, now)
         attachment._limit = min(self._ring.size, max(1, queue, self._ring.total - start))
         attachment._on_readable, attachment._on_room = on_readable, on_room
@@ -492,8 +495,9 @@ class Hub:
         ring = self._ring
         start = max(ring.oldest, ring.total - max(0, replay))
         if 0 < start < ring.total:
-            newline = ring.slice(start, min(ring.total, start + _LINE_SEARCH)).find(b"\n")
-            return start + newline + 1
+            before = max(ring.oldest, start - 1)  # which may be the end of a line
+            newline = ring.slice(before, min(ring.total, start + _LINE_SEARCH)).find(b"\n")
+            return start if newline < 0 else before + newline + 1
         return start
 
     def _info(self, attachment: Attachment) -> AttachmentInfo:
