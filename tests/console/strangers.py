@@ -7,8 +7,8 @@ import os
 import shutil
 import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -57,6 +57,46 @@ async def read_exactly(backend: Backend, count: int) -> bytes:
         while len(data) < count:
             data += await backend.read()
     return data
+
+
+async def read_all(backend: Backend, into: bytearray) -> None:
+    """Read until that raises what ends the connection."""
+    async with asyncio.timeout(PATIENCE):
+        while data := await backend.read():
+            into += data
+
+
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def serving(handler: Handler, path: Path | None = None) -> AsyncIterator[int]:
+    """Serve connections by ``handler`` on a port of 127.0.0.1, which is returned, or on a Unix socket."""
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        tasks.add(task)
+        try:
+            await handler(reader, writer)
+        finally:
+            writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    if path is None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    else:
+        server = await asyncio.start_unix_server(serve, path)
+    try:
+        yield server.sockets[0].getsockname()[1] if path is None else 0
+    finally:
+        server.close()
+        _, late = await asyncio.wait(tasks, timeout=3) if tasks else (set(), set())
+        for task in late:
+            task.cancel()
+        await asyncio.gather(*late, return_exceptions=True)
 
 
 @asynccontextmanager

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import os
 import socket
 from dataclasses import dataclass
 from pathlib import Path
@@ -166,6 +167,9 @@ def _identity(path: Path) -> tuple[int, int, int] | None:
 
 def why(error: OSError) -> str:
     """Return the reason in an error of the system, without its number."""
+    # asyncio puts its own words in place of the system's; libraries have their own numbers.
+    if error.errno and type(error).__module__ == "builtins":
+        return os.strerror(error.errno)
     return error.strerror or str(error) or type(error).__name__
 
 
