@@ -154,7 +154,7 @@ def test_a_reset_after_a_half_close_is_passed_on() -> None:
 
         with pytest.raises((ConnectionResetError, BrokenPipeError)):
             await talk()
-        assert await scene.ended() is End.RESET_BY_PLEDGE
+        assert await scene.ended() is End.CLOSED_BY_PLEDGE
 
     play(test)
 

@@ -156,3 +156,28 @@ def test_place_of_a_crl(url: str, place: object) -> None:
 def test_no_place_for_a_crl(url: str) -> None:
     with pytest.raises(CrlError):
         maintenance._place(url)
+
+
+@pytest.mark.parametrize("patience", [0.0, 60.0])
+def test_a_crl_that_is_missing_for_a_moment_is_nothing_to_talk_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, patience: float
+) -> None:
+    """The status has it at once; the log has it later, and once."""
+    monkeypatch.setattr(maintenance, "CRL_PATIENCE", patience)
+    monkeypatch.setattr(maintenance, "CRL_AGAIN", 0.01)
+    monkeypatch.setattr(maintenance, "crl_urls", lambda _: ["http://[fd00::1]:8080/crl"])
+
+    async def work() -> None:
+        kept = Kept(tmp_path, monkeypatch)
+
+        async def fetch(_: str) -> Any:
+            raise OSError(101, "Network is unreachable")
+
+        monkeypatch.setattr(kept.it, "_fetch", fetch)
+        await asyncio.sleep(0.2)
+        assert kept.it.status()["crl_problem"] == "http://[fd00::1]:8080/crl: Network is unreachable"
+        kept.it.close()
+
+    asyncio.run(work())
+    said = [record.getMessage() for record in caplog.records if "no CRL" in record.getMessage()]
+    assert said == ([] if patience else ["no CRL: http://[fd00::1]:8080/crl: Network is unreachable"])

@@ -35,6 +35,7 @@ class End(StrEnum):
     """How a circuit ended, as it is counted."""
 
     CLOSED = "closed"
+    CLOSED_BY_PLEDGE = "closed by the pledge"
     RESET_BY_PLEDGE = "reset by the pledge"
     RESET_BY_REGISTRAR = "reset by the registrar"
     SILENT = "no first byte"
@@ -187,7 +188,13 @@ class Circuit:
             self.end(End.CLOSED)
 
     def _reset_by(self, sock: socket.socket) -> None:
-        self.end(End.RESET_BY_PLEDGE if sock is self._pledge else End.RESET_BY_REGISTRAR)
+        if sock is not self._pledge:
+            self.end(End.RESET_BY_REGISTRAR)
+        elif self._upward is not None and self._upward.ended:
+            # It had said all, and is gone altogether: the registrar's farewell found nobody.
+            self.end(End.CLOSED_BY_PLEDGE)
+        else:
+            self.end(End.RESET_BY_PLEDGE)
 
     def _deadline(self) -> tuple[float, End]:
         """Return when this is to end, as things are, and how that is called."""

@@ -40,6 +40,9 @@ FIRST_AGAIN, LAST_AGAIN = 1.0, 300.0
 CRL_AGAIN, CRL_PERIOD = 5.0, 3600.0
 """After how many seconds a CRL that could not be had is tried again, and at most between two looks."""
 
+CRL_PATIENCE = 20.0
+"""For how many seconds a CRL that cannot be had is not worth a word: who has just started has no routes yet."""
+
 _LOOK_SECONDS = 30.0  # the longest sleep until a moment of the calendar: somebody may set the clock
 _CONNECT_SECONDS = 10.0
 
@@ -71,6 +74,8 @@ class Maintenance:
         self._tasks: list[asyncio.Task[None]] = []
         self._problem: str | None = None
         self._crl_problem: str | None = None
+        self._crl_missed: float | None = None  # since when, in the loop's time
+        self._crl_problem_said: str | None = None
         self.take(identity, key)
 
     def take(self, identity: Identity, key: PrivateKey) -> None:
@@ -190,14 +195,15 @@ class Maintenance:
                 try:
                     crl = await self._fetch(url)
                 except (MinervaError, OSError) as error:
-                    self._crl_problem_is(f"{url}: {error}")
+                    said = error.strerror if isinstance(error, OSError) else None
+                    self._crl_problem_is(f"{url}: {said or error}")
                 else:
                     break
             if crl is None:
                 await asyncio.sleep(again * random.uniform(0.8, 1.2))
                 again = min(2 * again, CRL_AGAIN)
                 continue
-            self._crl_problem = None
+            self._crl_problem = self._crl_problem_said = self._crl_missed = None
             half = (crl.next_update - crl.this_update).total_seconds() / 2
             await asyncio.sleep(min(max(half * random.uniform(0.8, 1.0), 1.0), CRL_PERIOD))
 
@@ -229,9 +235,13 @@ class Maintenance:
         return crl
 
     def _crl_problem_is(self, problem: str) -> None:
-        if problem != self._crl_problem:
-            log.warning("no CRL: %s", problem)
+        now = asyncio.get_running_loop().time()
         self._crl_problem = problem
+        if self._crl_missed is None:
+            self._crl_missed = now
+        if now - self._crl_missed >= CRL_PATIENCE and problem != self._crl_problem_said:
+            log.warning("no CRL: %s", problem)
+            self._crl_problem_said = problem
 
 
 def _shown(server: Server) -> str:
