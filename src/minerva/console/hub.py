@@ -358,6 +358,10 @@ class Hub:
         """Return who is attached, in the order in which they came."""
         return tuple(self._info(attachment) for attachment in self._attachments.values())
 
+    def attachment(self, number: int) -> Attachment | None:
+        """Return who is attached under this number."""
+        return self._attachments.get(number)
+
     def message(self, sender: str, text: str, now: float) -> None:
         """Tell something to all who are attached."""
         self._tell(Said(now, sender, text))
