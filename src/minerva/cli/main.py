@@ -22,6 +22,7 @@ INTERRUPTED = 130
 
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
+    "config": ("minerva.cli.config", "config", "Look at the configuration file of this machine."),
     "connect": ("minerva.cli.connect", "connect", "Run this machine's node in the foreground."),
     "factory-reset": ("minerva.cli.pledge", "factory_reset", "Make this machine forget its domain."),
     "inventory": ("minerva.cli.inventory", "inventory", "List the machines of the domain."),

@@ -131,7 +131,8 @@ def open_record(file: RecordFile) -> IO[bytes]:
                 return path.open("rb")
             if packed == PACKED["gzip"]:
                 return io.BufferedReader(gzip.open(path, "rb"))
-            return io.BufferedReader(zstd().open(path, "rb"))
+            if path.exists():
+                return io.BufferedReader(zstd().open(path, "rb"))
         except FileNotFoundError:
             continue
     raise RecordError(f"the record {file.path} has been removed")
