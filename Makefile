@@ -9,7 +9,8 @@ SOAK_ROUNDS ?= 10
 # What only the tests need of Debian; what the demo needs is checked by tools/check-system.
 # The last four are strongSwan, for tests/strangers.
 TEST_PACKAGES := iperf3 iproute2 openssl postgresql tshark \
-	charon-systemd strongswan-swanctl libcharon-extra-plugins strongswan-pki
+	charon-systemd strongswan-swanctl libcharon-extra-plugins strongswan-pki \
+	ipmitool openipmi openssh-client openssh-server ser2net socat
 
 # Whom else we are measured against; a bench leaves out what is not there.
 BENCH_PACKAGES := $(TEST_PACKAGES) wireguard-go wireguard-tools
