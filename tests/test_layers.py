@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "asa": {"core", "grasp"},
     "https": {"core", "pki", "tls"},
     "brski": {"core", "pki", "asa", "https", "tls", "voucher", "est"},
-    "console": {"core", "pki", "asa", "https", "tls"},
+    "console": {"core", "pki", "asa", "grasp", "https", "tls"},
     "connect": {"core", "pki", "linux", "asa", "https", "brski", *PROTOCOLS},
     "lab": {"core", "pki", "linux", "asa", "https", "brski", "connect", "console", *PROTOCOLS},
     "cli": {"core", "pki", "linux", "asa", "https", "brski", "connect", "console", "lab", "sim", *PROTOCOLS},

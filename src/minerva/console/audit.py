@@ -208,7 +208,7 @@ class AuditSink:
         self._console = console
         self._writer = writer
 
-    def output(self, data: bytes, now: float) -> None:
+    def output(self, data: bytes) -> None:
         """What the device says is no matter for the audit."""
 
     def event(self, event: HubEvent) -> None:

@@ -1,0 +1,385 @@
+"""The console server: all that the configuration says, put together, and changed while it runs.
+
+Each console is a hub, a runner on its line, a record, an eye for alerts, and ports of its own; they share
+nothing that one of them could break for the others. A reload compares the consoles one by one: those whose
+settings are the same are not touched, and whoever is attached to them notices nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import time
+from collections.abc import Callable
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+from minerva.console.access import Access, Action, Guard, Identity, Refused
+from minerva.console.alerts import Alert, AlertSink, Notifier
+from minerva.console.announce import Announcer
+from minerva.console.audit import AuditLog, AuditSink, AuditWriter
+from minerva.console.backends import make_backend
+from minerva.console.config import ACP, Config
+from minerva.console.dialer import AcpDialer
+from minerva.console.events import HubEvent
+from minerva.console.fronts.telnet import ToolFront
+from minerva.console.hub import Hub
+from minerva.console.listeners import Listeners, Listening, Place
+from minerva.console.port_config import Port
+from minerva.console.power import Power, make_power
+from minerva.console.records import Archive, Recorder, RecordError
+from minerva.console.runner import Runner
+from minerva.core.errors import MinervaError
+
+log = logging.getLogger(__name__)
+
+LOCK: Final = "lock"
+REMOVED: Final = "the console is no longer configured, or differently"
+END: Final = "the console server ends"
+
+
+class ServerError(MinervaError):
+    """The console server cannot run, or not go by a new configuration."""
+
+
+class ServedConsole:
+    """One console of this server: what fronts see of it (:class:`~minerva.console.session.Console`)."""
+
+    def __init__(self, name: str, port: Port, hub: Hub, runner: Runner, power: Power | None) -> None:
+        self.name = name
+        self.port = port
+        self.hub = hub
+        self.runner = runner
+        self.power = power
+        self.recorder: Recorder | None = None
+        self.alerts: AlertSink | None = None
+        self.listening: list[Listening] = []
+
+    @property
+    def description(self) -> str:
+        """What it is, for people."""
+        return self.port.description
+
+    @property
+    def break_seconds(self) -> float:
+        """How long a break lasts that says nothing else."""
+        return self.port.break_ms / 1000
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what is to be known of it."""
+        hub = self.hub
+        return {
+            "name": self.name,
+            "type": self.port.type,
+            "description": self.description,
+            "state": hub.state.value,
+            "reason": hub.reason,
+            "since": hub.changed_at,
+            "device": self.runner.backend.describe(),
+            "power": None if self.power is None else self.power.describe(),
+            "writer": None if hub.holder is None else hub.holder.user,
+            "attached": len(hub.who()),
+            "bytes_in": hub.bytes_in,
+            "bytes_out": hub.bytes_out,
+            "bytes_lost": hub.bytes_lost,
+            "recorded": self.recorder is not None,
+            "record_lost": 0 if self.recorder is None else self.recorder.lost,
+            "times_up": hub.times_up,
+            "attempts": self.runner.attempts,
+        }
+
+
+class _StateSink:
+    """Tells the announcer that a console came or went, or is in use now."""
+
+    def __init__(self, hub: Hub, changed: Callable[[], None]) -> None:
+        self._hub = hub
+        self._changed = changed
+        self._state = hub.state
+
+    def output(self, data: bytes) -> None:
+        """What the device says does not change its state."""
+
+    def event(self, event: HubEvent) -> None:  # noqa: ARG002  # the hub knows better than any one event
+        """Look whether there is another state."""
+        if self._hub.state is not self._state:
+            self._state = self._hub.state
+            self._changed()
+
+
+class ConsoleServer:
+    """A console server. Use :meth:`start`, and :meth:`close` in any case.
+
+    ``run_dir`` is that of the node of this machine, if there is one. ``reload_config`` reads the
+    configuration again.
+    """
+
+    def __init__(self, config: Config, run_dir: Path, reload_config: Callable[[], Config]) -> None:
+        self.config = config
+        self.directory = Path(config.directory)
+        self.run_dir = run_dir
+        self.access = Access(config)
+        self.started = time.time()
+        self._reload_config = reload_config
+        self._reloading = asyncio.Lock()
+        self._consoles: dict[str, ServedConsole] = {}
+        self._lock = -1
+        self._listeners = Listeners(config.listen, run_dir)
+        self._fronts: dict[str, Listening] = {}
+        self._announcer: Announcer | None = None
+        self._stack = contextlib.AsyncExitStack()
+
+    # -- what fronts see
+
+    def names(self) -> list[str]:
+        """Return the names of all consoles, sorted."""
+        return sorted(self._consoles)
+
+    def get(self, name: str) -> ServedConsole | None:
+        """Return a console."""
+        return self._consoles.get(name)
+
+    @property
+    def records_directory(self) -> Path:
+        """Where the records are."""
+        return self.config.records_directory
+
+    def status(self) -> dict[str, Any]:
+        """Return what is to be known of the server."""
+        return {
+            "started": self.started,
+            "directory": str(self.directory),
+            "listening": [
+                {
+                    "what": place.what,
+                    "where": place.where,
+                    "port": place.port,
+                    "address": place.address,
+                    "problem": place.problem,
+                }
+                for place in self._places()
+            ],
+            "announced": self._announcer is not None and not self._announcer.problem,
+            "announcement_problem": None if self._announcer is None else self._announcer.problem,
+            "audit_failures": self._audit.failures,
+            "alerts": self._notifier.told,
+            "alerts_dropped": self._notifier.dropped,
+            "consoles": [self._consoles[name].as_json() for name in self.names()],
+        }
+
+    def _places(self) -> list[Place]:
+        listening = [*self._fronts.values()]
+        for console in self._consoles.values():
+            listening += console.listening
+        return [place for one in listening for place in one.places]
+
+    # -- its life
+
+    async def start(self) -> None:
+        """Begin to serve. Raises MinervaError, OSError."""
+        self._make_directory()
+        self._audit = AuditWriter(AuditLog(self.config.audit_file))
+        self._stack.callback(self._audit.close)
+        self.guard = Guard(self.access, self._audit, time.time)
+        self._archive = Archive(self.config.records_directory, self.config.records)
+        self._stack.push_async_callback(asyncio.to_thread, self._archive.close)
+        self._notifier = Notifier(self.config.alerts, self._flood_alert)
+        self._notifier.start()
+        self._stack.push_async_callback(self._notifier.close)
+        self._dialer = AcpDialer(self.run_dir)
+        for console in [self._make(name, port) for name, port in self.config.ports.items()]:
+            self._begin(console)
+        self._open_fronts()
+
+    async def close(self) -> None:
+        """End in order: nobody new, then the announcement, the consoles, the records, the audit."""
+        await asyncio.gather(*(listening.close() for listening in self._fronts.values()))
+        self._fronts.clear()
+        await self._stop_announcing()
+        await asyncio.gather(*(self._end(console, END) for console in list(self._consoles.values())))
+        await self._stack.aclose()
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    async def reload(self) -> dict[str, list[str]]:
+        """Read the configuration again and go by it; return which consoles came, went or changed.
+
+        Raises MinervaError, and then nothing has changed.
+        """
+        async with self._reloading:
+            new = self._reload_config()
+            if new.directory != self.config.directory:
+                raise ServerError("the directory cannot be changed while the console server runs")
+            return await self._change(new)
+
+    async def _change(self, new: Config) -> dict[str, list[str]]:
+        old = self.config
+        wanted = {
+            name: self._make(name, port)
+            for name, port in new.ports.items()
+            if name not in old.ports or old.ports[name] != port
+        }
+        self._archive.update(new.records)
+        self.config = new
+        self.access.use(new)
+        self._notifier.rules = new.alerts
+        gone = [name for name in old.ports if name not in new.ports or name in wanted]
+        await asyncio.gather(*(self._end(self._consoles[name], REMOVED) for name in gone))
+        for console in self._consoles.values():
+            if console.alerts is not None and old.alerts != new.alerts:
+                console.alerts.renew()
+            if old.records.ports != new.records.ports:
+                await self._record_again(console)
+        for console in wanted.values():
+            self._begin(console)
+        if (old.listen, old.ssh, old.web, old.announce) != (new.listen, new.ssh, new.web, new.announce):
+            await self._reopen(old)
+        if self._announcer is not None:
+            self._announcer.changed()
+        found = {
+            "added": sorted(set(new.ports) - set(old.ports)),
+            "removed": sorted(set(old.ports) - set(new.ports)),
+            "changed": sorted(set(wanted) & set(old.ports)),
+        }
+        log.info(
+            "the configuration was read again: %s",
+            ", ".join(f"{len(names)} {what}" for what, names in found.items()),
+        )
+        return found
+
+    async def _reopen(self, old: Config) -> None:
+        await asyncio.gather(*(listening.close() for listening in self._fronts.values()))
+        await self._stop_announcing()
+        self._fronts.clear()
+        if self.config.listen != old.listen:
+            self._listeners = Listeners(self.config.listen, self.run_dir)
+            for console in self._consoles.values():
+                await asyncio.gather(*(listening.close() for listening in console.listening))
+                console.listening = self._own_ports(console)
+        self._open_fronts()
+
+    # -- consoles
+
+    def _make(self, name: str, port: Port) -> ServedConsole:
+        """Return a console that does nothing yet. Raises UsageError."""
+        hub = Hub(name, ring_size=port.ring)
+        backend = make_backend(port, state=self.directory, name=name, dialer=self._dialer)
+        runner = Runner(hub, backend, input_rate=port.input_rate, line_delay=port.line_delay_ms / 1000)
+        power = None if port.power is None else make_power(port.power, self._dialer)
+        return ServedConsole(name, port, hub, runner, power)
+
+    def _begin(self, console: ServedConsole) -> None:
+        name, runner = console.name, console.runner
+        self._consoles[name] = console
+        self._record(console)
+        runner.add_sink(AuditSink(name, self._audit))
+        console.alerts = AlertSink(name, self._notifier)
+        runner.add_sink(console.alerts)
+        runner.add_sink(_StateSink(console.hub, self._state_changed))
+        runner.start()
+        console.listening = self._own_ports(console)
+
+    def _record(self, console: ServedConsole) -> None:
+        try:
+            console.recorder = self._archive.recorder(console.name, console.description)
+        except RecordError as error:
+            log.error("console %s is not recorded: %s", console.name, error)
+            return
+        if console.recorder is not None:
+            console.runner.add_sink(console.recorder)
+
+    async def _record_again(self, console: ServedConsole) -> None:
+        """Begin or end its record, if the settings say so now."""
+        recorder = console.recorder
+        if recorder is None:
+            self._record(console)
+        elif not any(fnmatchcase(console.name, pattern) for pattern in self.config.records.ports):
+            console.runner.remove_sink(recorder)
+            console.recorder = None
+            await asyncio.to_thread(self._archive.end, recorder)
+
+    async def _end(self, console: ServedConsole, reason: str) -> None:
+        await asyncio.gather(*(listening.close() for listening in console.listening))
+        await console.runner.stop(reason)
+        if console.alerts is not None:
+            console.alerts.close()
+        if console.recorder is not None:
+            await asyncio.to_thread(self._archive.end, console.recorder)
+        del self._consoles[console.name]
+
+    def _own_ports(self, console: ServedConsole) -> list[Listening]:
+        """Open the TCP ports that are of this console alone."""
+        port = console.port
+        found = []
+        for number, telnet in ((port.raw_port, False), (port.telnet_port, True)):
+            if number:
+                front = ToolFront(
+                    console.runner,
+                    user=port.tools_user,
+                    telnet=telnet,
+                    may=partial(self._tool_may, console, "telnet" if telnet else "tcp"),
+                    break_seconds=console.break_seconds,
+                )
+                what = f"{'telnet' if telnet else 'raw'} of {console.name}"
+                found.append(self._listeners.listen(what, number, front.serve))
+        return found
+
+    def _tool_may(self, console: ServedConsole, kind: str, role: str) -> bool:
+        identity = Identity(console.port.tools_user, kind)
+        if role != "view":
+            return self.guard.may(identity, Action.WRITE, console.name)
+        try:
+            self.guard.require(identity, Action.ATTACH, console.name)
+        except Refused:
+            return False
+        return True
+
+    # -- fronts
+
+    def _open_fronts(self) -> None:
+        self._start_announcing()
+
+    # -- the domain
+
+    def _start_announcing(self) -> None:
+        ssh = self.config.ssh.port if self.config.ssh.enabled else 0
+        web = self.config.web.port if self.config.web.enabled else 0
+        if self.config.announce and ACP in self.config.listen and (ssh or web):
+            self._announcer = Announcer(
+                lambda: {name: console.hub.state for name, console in self._consoles.items()},
+                run_dir=self.run_dir,
+                ssh=ssh,
+                web=web,
+            )
+            self._announcer.start()
+
+    async def _stop_announcing(self) -> None:
+        if self._announcer is not None:
+            await self._announcer.close()
+            self._announcer = None
+
+    def _state_changed(self) -> None:
+        if self._announcer is not None:
+            self._announcer.changed()
+
+    def _flood_alert(self, alert: Alert) -> None:
+        if self._announcer is not None:
+            self._announcer.alert(alert)
+
+    def _make_directory(self) -> None:
+        """Make our directory, and see that we are alone in it. Raises ServerError."""
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ServerError(f"cannot use the directory {self.directory}: {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServerError(f"another console server runs with the directory {self.directory}") from None
