@@ -271,6 +271,8 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
         (f'{SERIAL}framing = "9N1"', "console.ports.x.framing must be like 8N1"),
         (f'{SERIAL}flow = "x"', "console.ports.x.flow must be one of none, rtscts, xonxoff, dsrdtr"),
         (f"{SERIAL}break_ms = 0", "console.ports.x.break_ms must be 1 to 10000"),
+        (f"{SERIAL}input_rate = -1", "console.ports.x.input_rate must be 0 to 10000000"),
+        (f"{SERIAL}line_delay_ms = -1", "console.ports.x.line_delay_ms must be 0 to 60000"),
         (f"{SERIAL}raw_port = 7", "console.ports.x.tools_user must say whose rights"),
         (f'{SERIAL}tools_user = "z"', "console.ports.x.tools_user: there is no user 'z'"),
         (f"{SERIAL}ssh_port = 2280", "console.ports.x.ssh_port is 2280, and so is f: console.web.port"),

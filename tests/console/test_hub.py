@@ -330,6 +330,29 @@ def test_messages_are_harmless_and_the_oldest_go_first() -> None:
     assert str(found[0]) == "bob: 5\\u0007"
 
 
+def test_an_attachment_has_a_number() -> None:
+    hub = up()
+    alice = hub.attach("alice", now=0.0)
+    assert hub.attachment(alice.number) is alice
+    assert hub.attachment(99) is None
+    hub.detach(alice, 1.0)
+    assert hub.attachment(alice.number) is None
+
+
+def test_the_runner_is_called_whenever_there_is_an_event() -> None:
+    hub = Hub("web1")
+    seen: list[list[HubEvent]] = []
+    hub.on_event = lambda: seen.append(events(hub))
+    hub.upstream_up(1.0)
+    alice = hub.attach("alice", mode=Mode.WRITE, now=2.0)
+    hub.output(b"x", 3.0)
+    hub.input(alice, b"y", 3.0)
+    hub.detach(alice, 4.0)
+    kinds = [type(event) for found in seen for event in found]
+    assert kinds == [UpstreamChanged, Attached, LeaseMoved, Typed, LeaseMoved, Detached]
+    assert all(seen)
+
+
 def test_an_attachment_does_not_show_much() -> None:
     assert repr(up().attach("alice", now=0.0)) == "<Attachment 1 of 'alice'>"
 

@@ -27,7 +27,6 @@ ACP: Final = "acp"
 LOOPBACK: Final = "loopback"
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
-_MIN_ROTATE: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
