@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,12 @@ import pytest
 from minerva.console import config
 from minerva.console.port_config import (
     PORT_TYPES,
+    POWER_TYPES,
     CommandPower,
     IpmiPort,
     IpmiPower,
+    Port,
+    Power,
     PtyPort,
     RedfishPower,
     Rfc2217Port,
@@ -339,3 +343,39 @@ def test_a_file(tmp_path: Path) -> None:
     file.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="cannot read the configuration file"):
         config.load(file)
+
+
+# -- the document
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "console.md").read_text()
+
+
+def test_the_document_shows_the_defaults() -> None:
+    text = DOCUMENT.split("```toml\n")[1].split("```")[0].replace("ssh-ed25519 AAAA... alice@desk", KEY)
+    shown, default = parse(text), config.Config()
+    for item in dataclasses.fields(config.Config):
+        if item.name not in ("groups", "users", "alerts", "ports"):
+            assert getattr(shown, item.name) == getattr(default, item.name)
+    assert (shown.alerts["panic"].context, shown.alerts["panic"].interval) == (5, 60)
+    alert, group = shown.alerts["panic"], shown.groups["operators"]
+    for settings in (shown.ssh, shown.web, shown.records, shown.access, alert, group):
+        for item in dataclasses.fields(settings):
+            assert re.search(rf"^{item.name} = ", text, re.MULTILINE), item.name
+
+
+@pytest.mark.parametrize("kind", [Port, *PORT_TYPES.values(), *POWER_TYPES.values()])
+def test_the_document_has_all_settings_of_consoles(kind: type[Port] | type[Power]) -> None:
+    rows = [row for row in DOCUMENT.splitlines() if row.startswith("| `")]
+    names = {item.name for item in dataclasses.fields(kind)}
+    if kind is Port:
+        shown = "\n".join(row.split("|")[1] for row in rows)
+    else:
+        power = DOCUMENT.index("| `power.type`")
+        rows = [row for row in rows if (DOCUMENT.rindex(row) > power) is (kind in POWER_TYPES.values())]
+        (shown,) = (row for row in rows if row.startswith(f"| `{kind.type}` |"))
+        if issubclass(kind, Port):
+            names -= {item.name for item in dataclasses.fields(Port)}
+        if kind is Rfc2217Port:
+            assert "those of `serial` but for `device`" in shown
+            names -= {item.name for item in dataclasses.fields(SerialPort)}
+    assert [name for name in sorted(names) if f"`{name}`" not in shown] == []
