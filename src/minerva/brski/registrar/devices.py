@@ -175,9 +175,11 @@ def change_state(
     reason: str | None = None,
     seen: datetime | None = None,
     peer: str | None = None,
+    audit_ok: bool | None = None,
 ) -> None:
     """Bring a device, which the caller has locked, into another state; note when and whence it came.
 
+    ``audit_ok`` is noted as by :func:`set_audit`, if it is given.
     Raises :class:`RegistrarError` if there is no way from the one it is in.
     """
     if state is not device.state and state not in _CHANGES[device.state]:
@@ -185,6 +187,8 @@ def change_state(
     values: dict[str, Any] = {"state": state.value, "reason": reason}
     if seen is not None:
         values |= {"last_seen": seen, "peer": peer or device.peer}
+    if audit_ok is not None:
+        values["audit_ok"] = audit_ok
     _update(connection, device.id, **values)
 
 

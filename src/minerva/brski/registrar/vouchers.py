@@ -350,7 +350,7 @@ class VoucherService:
             if refusal is None:
                 refusal = self._judge_history(connection, device, verdict, peer, now)
             if refusal is None:
-                change_state(connection, device, DeviceState.VOUCHERED)
+                change_state(connection, device, DeviceState.VOUCHERED, audit_ok=True)
                 connection.execute(
                     _INSERT,
                     {
@@ -386,9 +386,8 @@ class VoucherService:
     def _judge_history(
         self, connection: Connection, device: Device, verdict: audit.Verdict, peer: str | None, now: datetime
     ) -> Refusal | None:
-        """Note how the history of the device was found; return a refusal if it is not acceptable."""
+        """Return a refusal if the history of the device is not acceptable, and note that."""
         if verdict.acceptable or device.audit_waived:
-            set_audit(connection, device.id, ok=True)
             return None
         because = shortened("; ".join(verdict.objections), MAX_DETAIL)
         set_audit(connection, device.id, ok=False, reason=because)
