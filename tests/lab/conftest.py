@@ -48,15 +48,21 @@ def made_here() -> list[str]:
     return namespace.names("minerva-") + namespace.names("lab-")
 
 
+_ROLES = (b"\0minerva\0connect\0", b"\0minerva\0registrar\0", b"\0minerva\0masa\0")
+
+
 def node_processes() -> dict[int, bool]:
-    """Return all processes of nodes, and whether they are this test's (by its MINERVA_LAB_DIR)."""
+    """Return all processes of nodes, registrars and MASAs; and whether they are this test's.
+
+    By its MINERVA_LAB_DIR.
+    """
     mark = f"MINERVA_LAB_DIR={os.environ.get('MINERVA_LAB_DIR')}".encode()
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         try:
             name = (path / "comm").read_text()
             command = (path / "cmdline").read_bytes()
-            if name.startswith(("mnv-", "minerva-zygote")) or b"\0minerva\0connect\0" in command:
+            if name.startswith(("mnv-", "minerva-zygote")) or any(role in command for role in _ROLES):
                 found[int(path.name)] = mark in (path / "environ").read_bytes().split(b"\0")
         except OSError:
             continue

@@ -17,6 +17,7 @@ import click
 from minerva.cli import options
 from minerva.cli.node import NodeCommandError
 from minerva.core.errors import MinervaError, UsageError
+from minerva.core.text import printable
 
 if TYPE_CHECKING:
     from minerva.lab.lab import Lab
@@ -263,6 +264,14 @@ def up(
                 f"\nIt stays up. Look inside: 'minerva lab exec {name} {wanted.nodes[0].name} -- ip addr', "
                 f"\n'minerva lab status {name}'. Remove it: 'minerva lab down {name}'."
             )
+            if network.zero_touch is not None:
+                run = f"minerva lab exec {name} {wanted.nodes[0].name} -- minerva"
+                click.echo(
+                    "\nThe operator's registrar and the maker's MASA run, too. Who is in, and what happened:"
+                    f"\n'{run} registrar devices', '{run} registrar log',"
+                    f"\n'{run} masa devices'. Their directories are"
+                    f"\n{network.zero_touch.registrar_directory} and {network.zero_touch.masa_directory}."
+                )
         return found
 
     found = asyncio.run(_carry_out(network, work(), progress, stay=True))
@@ -278,15 +287,21 @@ def up(
 @click.argument("target", metavar="NODE[:host|acp|link:PORT]")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def exec_command(name: str, target: str, command: tuple[str, ...]) -> None:
-    """Run COMMAND in a namespace of a node of a standing lab; the node's own commands work there too."""
+    """Run COMMAND in a namespace of a node of a standing lab; the node's own commands work there too.
+
+    So do those of the registrar and the MASA, if the lab has them.
+    """
     from minerva.cli.node import exec_in
-    from minerva.lab.lab import nodes_of, open_node
+    from minerva.lab.lab import directory_of, nodes_of, open_node
+    from minerva.lab.nodes import services
 
     _need_root()
     where = open_node(name, target)
     node = nodes_of(name)[target.partition(":")[0]]
     os.environ["MINERVA_STATE_DIR"] = str(node.state_dir)
     os.environ["MINERVA_RUN_DIR"] = str(node.run_dir)
+    for service in services(directory_of(name)):
+        os.environ[f"MINERVA_{service.upper()}_DIR"] = str(directory_of(name) / service)
     exec_in(where, command)
 
 
@@ -296,9 +311,10 @@ def exec_command(name: str, target: str, command: tuple[str, ...]) -> None:
 def status(name: str | None, as_json: bool) -> None:
     """Show the standing labs, or the nodes of one.
 
-    The exit code is 1 if one of the nodes does not answer.
+    The exit code is 1 if one of the nodes does not answer, or the registrar or the MASA has ended.
     """
-    from minerva.lab.lab import nodes_of, standing
+    from minerva.lab.lab import directory_of, nodes_of, standing
+    from minerva.lab.nodes import services
 
     _need_root()
     if name is None:
@@ -307,23 +323,51 @@ def status(name: str | None, as_json: bool) -> None:
         return
     nodes = nodes_of(name)
     found = {node: running.ask("status") or {} for node, running in nodes.items()}
-    click.echo(json.dumps(found) if as_json else _status_text(name, nodes, found))
+    beside = {service: bool(pids) for service, pids in services(directory_of(name)).items()}
+    if as_json:
+        click.echo(json.dumps(found))
+    else:
+        click.echo(_status_text(name, nodes, found, beside, directory_of(name)))
     if silent := [node for node, state in found.items() if not state]:
         raise NodeCommandError(f"not every node of lab {name} answers: {', '.join(silent)} not")
+    if ended := [service for service, runs in beside.items() if not runs]:
+        raise NodeCommandError(f"not all of lab {name} runs: {' and '.join(map(_the, ended))} not")
 
 
-def _status_text(lab: str, nodes: dict[str, LabNode], found: dict[str, _Found]) -> str:
+def _status_text(
+    lab: str, nodes: dict[str, LabNode], found: dict[str, _Found], beside: dict[str, bool], directory: Path
+) -> str:
     lines = [f"lab {lab}: {len(nodes)} nodes"]
     for node, state in found.items():
         if not state:
             lines.append(f"  {node}: does not answer; its log is {nodes[node].log_file}")
-            continue
-        peers = ", ".join(channel["interface"] for channel in state["channels"]) or "none"
-        lines.append(f"  {node}: {state['acp0']['address']}, channels: {peers}")
+        elif "acp0" in state:
+            peers = ", ".join(channel["interface"] for channel in state["channels"]) or "none"
+            lines.append(f"  {node}: {state['acp0']['address']}, channels: {peers}")
+        else:
+            lines.append(f"  {node}: not enrolled; {_way_in(state)}")
+    for service, runs in beside.items():
+        lines.append(
+            f"  {_the(service)} {'runs' if runs else 'has ended'}; its log is {directory / service}.log"
+        )
     if nodes:
         one = next(iter(nodes.values()))
         lines.append(f"The log of a node is {one.directory.parent / 'NODE' / one.log_file.name}")
     return "\n".join(lines)
+
+
+def _the(service: str) -> str:
+    return "the MASA" if service == "masa" else f"the {service}"
+
+
+def _way_in(state: _Found) -> str:
+    """Return in words how far a device is."""
+    steps = state.get("pledge", {}).get("steps", [])
+    if not steps:
+        return "it has heard no join proxy"
+    last = steps[-1]
+    detail = f": {printable(last['detail'])}" if last["detail"] else ""
+    return f"{last['step'].replace('_', ' ')} through {last['proxy']} on port {last['port']}{detail}"
 
 
 @lab.command()

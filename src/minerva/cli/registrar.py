@@ -39,6 +39,7 @@ directory_option = click.option(
     type=_PATH,
     default=DIRECTORY,
     show_default=True,
+    envvar="MINERVA_REGISTRAR_DIR",
     help="Where the registrar keeps its things.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")

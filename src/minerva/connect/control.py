@@ -118,7 +118,7 @@ def node_namespace(status: dict[str, Any], where: str, whose: str) -> Namespace:
     ``whose`` names the node in a sentence. Raises UsageError, LinuxError.
     """
     spaces = {f"link:{port['name']}": port.get("namespace") for port in status["ports"]}
-    spaces["acp"] = status["acp0"]["namespace"]
+    spaces["acp"] = status.get("acp0", {}).get("namespace")  # not while it is a pledge
     name = spaces.get(where)
     if name is None:
         there = ", ".join(sorted(key for key, value in spaces.items() if value))

@@ -41,7 +41,7 @@ CRL_AGAIN, CRL_PERIOD = 5.0, 3600.0
 """After how many seconds a CRL that could not be had is tried again, and at most between two looks."""
 
 CRL_PATIENCE = 20.0
-"""For how many seconds a CRL that cannot be had is not worth a word: who has just started has no routes yet."""
+"""For how many seconds a missing CRL is not worth a word: who has just started has no routes yet."""
 
 _LOOK_SECONDS = 30.0  # the longest sleep until a moment of the calendar: somebody may set the clock
 _CONNECT_SECONDS = 10.0

@@ -380,6 +380,7 @@ def down(name: str) -> None:
     nodes = nodes_of(name).values() if _is_lab(directory) or not spaces else ()
     lab_nodes.stop_services(directory)
     lab_nodes.stop(nodes)
+    lab_nodes.stop_inside(spaces)
     for node in nodes:
         lab_nodes.remove_leftovers(node)
     for space in spaces:

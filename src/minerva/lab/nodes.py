@@ -24,6 +24,7 @@ from minerva.linux.namespace import Namespace
 
 _STOP_SECONDS = 10.0
 _KILL_SECONDS = 5.0
+_ROLES = {b"connect", b"registrar", b"masa"}  # words of their command lines
 _CHILDREN = ("minerva-zygote", "mnv-")  # their names in ps; they end with their supervisor
 
 
@@ -135,12 +136,43 @@ def stop(nodes: Collection[LabNode]) -> None:
                 node.process.wait(_KILL_SECONDS)
 
 
+def services(directory: Path) -> dict[str, list[int]]:
+    """Return the processes of the registrar and the MASA of the lab in ``directory``, if it has them."""
+    places = {name: directory / name for name in ("registrar", "masa")}
+    found: dict[str, list[int]] = {name: [] for name, place in places.items() if place.is_dir()}
+    for path in Path("/proc").glob("[0-9]*"):
+        if b"--dir" in (words := _command_line(int(path.name))):
+            for name, pids in found.items():
+                if os.fsencode(places[name]) in words:
+                    pids.append(int(path.name))
+    return found
+
+
 def stop_services(directory: Path) -> None:
     """End the registrar and the MASA of the lab in ``directory``; kill what does not end."""
-    places = {os.fsencode(directory / name) for name in ("masa", "registrar")}
-    pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
-    found = [pid for pid in pids if b"--dir" in (words := _command_line(pid)) and places.intersection(words)]
+    found = [pid for pids in services(directory).values() for pid in pids]
     _end(found, signal.SIGTERM, _STOP_SECONDS)
+    _end([pid for pid in found if _runs(pid)], signal.SIGKILL, _KILL_SECONDS)
+
+
+def stop_inside(names: Collection[str]) -> None:
+    """End all of Minerva's processes in the namespaces ``names``, of a lab whose directory is lost."""
+    there = set()
+    for name in names:
+        with suppress(OSError):
+            there.add((namespace.RUN_NETNS / name).stat().st_ino)
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            words = _command_line(int(path.name))
+            if (
+                (path / "ns/net").stat().st_ino in there
+                and b"minerva" in words
+                and _ROLES.intersection(words)
+            ):
+                found.append(int(path.name))
+    # Their guard ends when they have ended in order.
+    _end([pid for pid in found if not _is_child(pid)], signal.SIGTERM, _STOP_SECONDS)
     _end([pid for pid in found if _runs(pid)], signal.SIGKILL, _KILL_SECONDS)
 
 

@@ -58,7 +58,8 @@ def result(lab: Lab, statuses: dict[str, dict[str, Any]], error: str | None = No
             {"median": round(statistics.median(times), 3), "max": round(max(times), 3)} if times else None
         )
     memory = [mib for mib in map(memory_of_node, statuses.values()) if mib is not None]
-    planes = sorted({status["node"]["data_plane"] for status in statuses.values() if status})
+    nodes_planes = (status.get("node", {}).get("data_plane") for status in statuses.values())
+    planes = sorted({plane for plane in nodes_planes if plane is not None})  # a pledge has none
     last = max((when for when, _ in lab.pinger.reached.values()), default=0.0)
     return {
         "topology": lab.topology.name,

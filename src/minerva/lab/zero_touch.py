@@ -15,7 +15,7 @@ import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -112,7 +112,7 @@ class ZeroTouch:
         masa, registrar = ("--dir", str(self.masa_directory)), ("--dir", str(self.registrar_directory))
         url = f"[{MASA_SIDE}]:{MASA_PORT}"
         first = self._nodes[self._first].state_dir
-        await asyncio.gather(
+        await _all(
             _run("masa", "init", *masa, "--name", _MAKER, "--url", url),
             _run("registrar", "init", domain, *registrar, "--node-dir", str(first), *options),
         )
@@ -185,6 +185,17 @@ class ZeroTouch:
                 self._masa_namespace.close()
 
 
+async def _all(*works: Coroutine[None, None, bytes]) -> None:
+    """Do all of ``works`` at the same time; when one fails, none goes on."""
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
 async def _run(*words: str) -> bytes:
     """Return what ``minerva`` with ``words`` prints. Raises ServiceError if it fails."""
     running = await asyncio.create_subprocess_exec(
@@ -197,9 +208,11 @@ async def _run(*words: str) -> bytes:
     try:
         output, errors = await asyncio.wait_for(running.communicate(), _SECONDS)
     except TimeoutError:
-        running.kill()
-        await running.wait()
         raise ServiceError(f"minerva {' '.join(words[:2])} did not end within {_SECONDS:g} seconds") from None
+    finally:
+        if running.returncode is None:
+            running.kill()
+            await running.wait()
     if running.returncode != 0:
         lines = errors.decode(errors="replace").splitlines() or ["it said nothing"]
         raise ServiceError(f"minerva {' '.join(words[:2])}: {lines[-1].removeprefix('minerva: ')}")
