@@ -154,6 +154,8 @@ class Session:
             mode = Mode.WRITE if may_write and console.hub.holder is None else Mode.READ
         self.identity = identity
         self.console = console
+        self.input_lost = ""
+        """Why some of the input was not taken, if so."""
         self.escape = escape
         self._guard = guard
         self._hub = console.hub
@@ -193,6 +195,11 @@ class Session:
         """Whether the session has ended."""
         return self._ended
 
+    @property
+    def waiting(self) -> bool:
+        """Whether there is input that the console has not taken yet."""
+        return bool(self._input)
+
     def receive(self, data: bytes, now: float) -> None:
         """Take what the user typed."""
         if self._ended:
@@ -224,11 +231,11 @@ class Session:
                 part = head[:room]
                 self._hub.input(self.attachment, part, now)
             except NotConnected as error:
-                self._drop_input()
+                self._lose(str(error))
                 self.tell(f"{error}: what you typed was not sent")
                 return
             except HubError as error:
-                self._drop_input()
+                self._lose(str(error))
                 self.tell(str(error))
                 return
             self._refused_input = False
@@ -407,8 +414,12 @@ class Session:
         self._input.clear()
         self._input_size = 0
 
-    def _refuse_input(self) -> None:
+    def _lose(self, why: str) -> None:
         self._drop_input()
+        self.input_lost = why
+
+    def _refuse_input(self) -> None:
+        self._lose("another one writes")
         if self._refused_input:
             return
         self._refused_input = True

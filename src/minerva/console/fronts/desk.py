@@ -1,0 +1,177 @@
+"""What can be done at a console server without staying attached: for one who has logged in, by any front."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from minerva.console.access import Action, Guard, Identity
+from minerva.console.audit import AuditWriter
+from minerva.console.events import AttachmentInfo, Mode
+from minerva.console.hub import NotWriter
+from minerva.console.power import PowerAction
+from minerva.console.session import LONGEST_LINE, Console, Consoles, Session
+from minerva.core.errors import UsageError
+from minerva.core.text import printable, shortened
+
+SEND_SECONDS: Final = 60.0
+"""How long a device may take to accept what is sent to it at once."""
+
+
+class Desk:
+    """Does what is wanted if it may be done; all of it raises MinervaError, and is in the audit."""
+
+    def __init__(
+        self,
+        guard: Guard,
+        consoles: Consoles,
+        audit: AuditWriter,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.guard = guard
+        self.consoles = consoles
+        self.audit = audit
+        self.clock = clock
+
+    def console(self, identity: Identity, name: str) -> Console:
+        """Return a console; to one who may not look at it, it does not exist. Raises UsageError."""
+        found = self.consoles.get(name)
+        if found is None or not self.guard.may(identity, Action.ATTACH, name):
+            self.guard.note(identity, Action.ATTACH.text, name, "no such console for it", allowed=False)
+            raise UsageError(f"there is no console {printable(name)}")
+        return found
+
+    def listing(self, identity: Identity) -> list[dict[str, Any]]:
+        """Return the consoles that somebody may look at, as for JSON."""
+        return [
+            described(console)
+            for name in self.consoles.names()
+            if self.guard.may(identity, Action.ATTACH, name)
+            and (console := self.consoles.get(name)) is not None
+        ]
+
+    def who(self, identity: Identity, name: str | None = None) -> list[dict[str, Any]]:
+        """Return who is attached, to one console or to all, as for JSON."""
+        names = (
+            [self.console(identity, name).name]
+            if name is not None
+            else [each for each in self.consoles.names() if self.guard.may(identity, Action.WHO, each)]
+        )
+        found = []
+        for each in names:
+            if (console := self.consoles.get(each)) is not None:
+                found += [attached(each, info) for info in console.hub.who()]
+        return found
+
+    async def send(self, identity: Identity, name: str, data: bytes, *, force: bool = False) -> None:
+        """Have the device get the bytes, as one who writes meanwhile."""
+        console = self.console(identity, name)
+        woken = asyncio.Event()
+        session = Session(identity, console, self.guard, now=self.clock(), mode=Mode.WRITE, wake=woken.set)
+        try:
+            if force and not console.hub.writes(session.attachment):
+                session.force_write(self.clock())
+            if not console.hub.writes(session.attachment):
+                holder = console.hub.holder
+                assert holder is not None
+                self.guard.note(identity, "send", name, f"{holder.user} writes", allowed=False)
+                raise NotWriter(f"{printable(holder.user)} writes to {name}")
+            self.guard.note(identity, "send", name, f"{len(data)} bytes")
+            session.receive(data, self.clock())
+            async with asyncio.timeout(SEND_SECONDS):
+                while session.waiting:
+                    woken.clear()
+                    await woken.wait()
+                    session.pump(self.clock())
+            if session.input_lost:
+                raise UsageError(f"{name} was not sent everything: {session.input_lost}")
+        except TimeoutError:
+            raise UsageError(f"{name} does not take what it is sent") from None
+        finally:
+            session.close(self.clock())
+
+    def send_break(self, identity: Identity, name: str, seconds: float | None = None) -> None:
+        """Send a break, as one who writes meanwhile."""
+        console = self.console(identity, name)
+        self.guard.require(identity, Action.BREAK, name)
+        hub, now = console.hub, self.clock()
+        attachment = hub.attach(identity.user, mode=Mode.WRITE, source=identity.source, now=now)
+        try:
+            hub.send_break(attachment, now, console.break_seconds if seconds is None else seconds)
+        finally:
+            hub.detach(attachment, now)
+
+    async def power(self, identity: Identity, name: str, action: PowerAction | None) -> str:
+        """Switch the machine behind a console, or with None say whether it is on. Return what is so now."""
+        console = self.console(identity, name)
+        self.guard.require(
+            identity,
+            Action.POWER_STATUS if action is None else Action.POWER,
+            name,
+            "" if action is None else action.value,
+        )
+        return await self.switch(identity, console, action)
+
+    async def switch(self, identity: Identity, console: Console, action: PowerAction | None) -> str:
+        """Do what :meth:`power` does for one who has been let already."""
+        if console.power is None:
+            raise UsageError(f"nothing is configured to switch the machine of {console.name}")
+        if action is None:
+            return f"the machine of {console.name} is {(await console.power.status()).value}"
+        console.hub.message(identity.user, f"power {action.value}", self.clock())
+        await self.audit.settled()
+        await console.power.act(action)
+        return f"power {action.value} of {console.name} has been accepted"
+
+    def say(self, identity: Identity, name: str | None, text: str) -> None:
+        """Tell something to all who are attached to a console, or to any."""
+        if not text.strip():
+            raise UsageError("there is nothing to say")
+        names = [self.console(identity, name).name] if name is not None else self.consoles.names()
+        for each in names:
+            if name is None and not self.guard.may(identity, Action.SAY, each):
+                continue
+            self.guard.require(identity, Action.SAY, each, text)
+            if (console := self.consoles.get(each)) is not None:
+                console.hub.message(identity.user, shortened(text, LONGEST_LINE), self.clock())
+
+    def warn_all(self, text: str) -> None:
+        """Tell something to all who are attached to any console."""
+        for name in self.consoles.names():
+            if (console := self.consoles.get(name)) is not None:
+                console.hub.message("minerva", text, self.clock())
+
+
+def described(console: Console) -> dict[str, Any]:
+    """Return what there is to say of a console, as for JSON."""
+    hub = console.hub
+    return {
+        "name": console.name,
+        "description": console.description,
+        "state": hub.state.value,
+        "reason": hub.reason,
+        "changed": hub.changed_at,
+        "writer": None if hub.holder is None else hub.holder.user,
+        "attached": len(hub.who()),
+        "bytes_in": hub.bytes_in,
+        "bytes_out": hub.bytes_out,
+        "bytes_lost": hub.bytes_lost,
+        "power": console.power is not None,
+    }
+
+
+def attached(console: str, info: AttachmentInfo) -> dict[str, Any]:
+    """Return what there is to say of one who is attached, as for JSON."""
+    return {
+        "console": console,
+        "number": info.number,
+        "user": info.user,
+        "source": info.source,
+        "since": info.since,
+        "writing": info.writing,
+        "waiting": info.waiting,
+        "unread": info.unread,
+        "lost": info.lost,
+    }

@@ -1,0 +1,565 @@
+"""The SSH front: ``ssh CONSOLE@host``.
+
+The name to log in with is ``CONSOLE`` (a key or a certificate says who comes), ``USER`` for the menu, or
+``USER:CONSOLE``; where a name is both, it is the console, and ``USER:`` is the user. With the name
+``break-glass`` or ``break-glass:CONSOLE`` the password is a one-time token. Without a pseudoterminal there
+is no escape, and what we have to say goes to the client's standard error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shlex
+import socket
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import asyncssh
+
+from minerva.console.access import BREAK_GLASS, Access, Identity
+from minerva.console.break_glass import TokenError, Tokens
+from minerva.console.events import Mode
+from minerva.console.fronts.desk import Desk
+from minerva.console.fronts.driver import Driver
+from minerva.console.fronts.ssh_keys import KnownKeys, host_keys
+from minerva.console.menu import Menu, table
+from minerva.console.power import PowerAction
+from minerva.console.session import Ended, Output, Session, Told, to_terminal
+from minerva.console.session import Prompt as Asked
+from minerva.console.throttle import Logins, Throttle, source_of
+from minerva.core.errors import MinervaError, UsageError
+from minerva.core.text import printable
+
+log = logging.getLogger(__name__)
+
+LOGIN_SECONDS: Final = 30
+KEEPALIVE_SECONDS: Final = 60
+KEEPALIVES: Final = 10
+MAX_PASSWORDS: Final = 4
+MAX_KEYS: Final = 20
+"""Keys and passwords that one connection may try."""
+MAX_SESSIONS: Final = 16
+"""Sessions in one connection."""
+REPLAY: Final = 4096
+"""Bytes of before that are shown to one who attaches at a terminal."""
+QUEUE: Final = 32_768
+"""Bytes on their way to a client; more wait in the console's ring."""
+_ACCEPT_PAUSE: Final = 1.0
+_USAGE: Final = (
+    "commands: list | who | read | write | send TEXT | break | power status|on|off|cycle|reset | say TEXT"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Login:
+    """Who comes, as far as the name to log in with says, and to which console."""
+
+    user: str | None
+    console: str | None
+
+
+def parse_login(name: str, console: str | None, names: Sequence[str]) -> Login:
+    """Return what a name to log in with means; ``console`` is that of a port of its own."""
+    user, colon, wanted = name.partition(":")
+    if console is not None:
+        return Login(None if user == console else user or None, console)
+    if colon:
+        return Login(user or None, wanted or None)
+    if name in names:
+        return Login(None, name)
+    return Login(name, None)
+
+
+class SshFront:
+    """Serves SSH on sockets that it is given. ``directory`` has the server's keys. Raises UsageError."""
+
+    def __init__(
+        self, desk: Desk, tokens: Tokens, directory: Path, *, escape: Callable[[], bytes], throttle: Throttle
+    ) -> None:
+        self.desk = desk
+        self.tokens = tokens
+        self.escape = escape
+        self.throttle = throttle
+        self.logins = Logins()
+        # Hashing passwords takes long and much memory: one at a time, and never in the event loop.
+        self.hashing = ThreadPoolExecutor(1, thread_name_prefix="password")
+        self._keys = host_keys(directory)
+        self._connections: set[asyncio.Task[None]] = set()
+
+    async def serve(self, sock: socket.socket, console: str | None = None) -> None:
+        """Serve a listening socket until cancelled; ``console`` if it is for one console only."""
+        loop = asyncio.get_running_loop()
+        sock.setblocking(False)
+        mine: set[asyncio.Task[None]] = set()
+        try:
+            while True:
+                try:
+                    peer, address = await loop.sock_accept(sock)
+                except ConnectionAbortedError:
+                    continue
+                except OSError as error:
+                    log.error("SSH: accept: %s", error.strerror)
+                    await asyncio.sleep(_ACCEPT_PAUSE)
+                    continue
+                task = self._accepted(peer, str(address[0]), console)
+                if task is not None:
+                    mine.add(task)
+                    task.add_done_callback(mine.discard)
+        finally:
+            for task in mine:
+                task.cancel()
+
+    def close(self) -> None:
+        """End all connections."""
+        for task in self._connections:
+            task.cancel()
+        self.hashing.shutdown(wait=False, cancel_futures=True)
+
+    # -- inside
+
+    def _accepted(self, peer: socket.socket, address: str, console: str | None) -> asyncio.Task[None] | None:
+        source = source_of(address)
+        number = None
+
+        def end() -> None:
+            task.cancel()
+
+        if not self.throttle.blocked(source, self.desk.clock()):
+            number = self.logins.enter(source, end)
+        if number is None:
+            peer.close()
+            return None
+        task = asyncio.get_running_loop().create_task(self._connection(peer, address, console, number))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+        return task
+
+    async def _connection(self, peer: socket.socket, address: str, console: str | None, number: int) -> None:
+        peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        server = _Server(self, address, console)
+        try:
+            conn = await asyncssh.run_server(
+                peer,
+                server_factory=lambda: server,
+                server_host_keys=self._keys,
+                encoding=None,
+                line_editor=False,
+                allow_scp=False,
+                agent_forwarding=False,
+                x11_forwarding=False,
+                gss_host=None,
+                host_based_auth=False,
+                compression_algs=None,
+                login_timeout=LOGIN_SECONDS,
+                keepalive_interval=KEEPALIVE_SECONDS,
+                keepalive_count_max=KEEPALIVES,
+                server_version="Minerva",
+            )
+            self.logins.leave(number)
+            await conn.wait_closed()
+        except (OSError, asyncssh.Error) as error:
+            log.debug("SSH from %s: %s", address, printable(str(error)))
+        finally:
+            self.logins.leave(number)
+            server.abort()
+            peer.close()
+
+
+class _Server(asyncssh.SSHServer):
+    """One connection: who it is, and what it opens."""
+
+    def __init__(self, front: SshFront, address: str, console: str | None) -> None:
+        self._front = front
+        self._console = console
+        self._source = source_of(address)
+        self._where = f"ssh {address}"
+        self._conn: asyncssh.SSHServerConnection | None = None
+        self._login = Login(None, console)
+        self._name = ""
+        self._candidate: Identity | None = None
+        self._passwords = self._keys = 0
+        self._counted = False
+        self.identity: Identity | None = None
+        self.sessions: set[_Session] = set()
+        self.transport_full = False
+
+    # -- called by asyncssh
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        """Begin."""
+        self._conn = conn
+        # asyncssh does nothing when the transport is full: the client's window may be far larger.
+        conn.pause_writing = self._pause_writing  # type: ignore[method-assign]
+        conn.resume_writing = self._resume_writing  # type: ignore[method-assign]
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        """Count it if nobody logged in, and end the sessions."""
+        if self.identity is None:
+            if not self._counted:
+                self._fail("", guess=False)
+        else:
+            self._front.desk.guard.note(self.identity, "logout")
+        self.abort()
+
+    def begin_auth(self, username: str) -> bool:
+        """Look at the name to log in with; it takes a proof in any case."""
+        self._name = username
+        self._login = parse_login(username, self._console, self._front.desk.consoles.names())
+        assert self._conn is not None
+        self._conn.set_authorized_keys(KnownKeys(self._known_key))
+        return True
+
+    def password_auth_supported(self) -> bool:
+        """Whether passwords are of any use: tokens always are."""
+        return True
+
+    async def validate_password(self, username: str, password: str) -> bool:  # noqa: ARG002
+        """Return whether the password is right, or a token good."""
+        front, user = self._front, self._login.user
+        self._candidate = None
+        self._passwords += 1
+        if self._passwords > MAX_PASSWORDS:
+            self._too_many()
+            return False
+        if front.throttle.password_blocked(self._source, front.desk.clock()):
+            self._fail("too many failed logins", guess=False)
+            return False
+        loop = asyncio.get_running_loop()
+        if user == BREAK_GLASS:
+            try:
+                found = await loop.run_in_executor(
+                    None, front.tokens.use, password, self._where, front.desk.clock()
+                )
+            except TokenError as error:
+                self._fail(str(error), guess=True)
+                return False
+            self._candidate = found
+            return True
+        if user is None:
+            self._fail("a password needs USER:CONSOLE to log in with", guess=True)
+            return False
+        access = front.desk.guard.access
+        if await loop.run_in_executor(front.hashing, access.check_password, user, password):
+            self._candidate = Identity(user, self._where, "password")
+            return True
+        self._fail("wrong password", guess=True)
+        return False
+
+    async def auth_completed(self) -> None:
+        """Write down who logged in. Nothing came between the last proof and this."""
+        found = self._candidate
+        assert found is not None
+        self.identity = found
+        desk = self._front.desk
+        self._front.throttle.succeeded(self._source)
+        desk.guard.note(found, "login", self._login.console or "", f"as {self._name}")
+        if found.grants is not None:
+            desk.warn_all(f"{found.user} has come in by a break-glass token from {self._where}")
+            await desk.audit.settled()
+
+    def session_requested(self) -> _Session | bool:
+        """Open a session."""
+        if self.identity is None or len(self.sessions) >= MAX_SESSIONS:
+            return False
+        return _Session(self, self._front, self.identity, self._login.console)
+
+    # -- inside
+
+    def abort(self) -> None:
+        """End all sessions and the connection."""
+        for session in tuple(self.sessions):
+            session.gone("the connection ended")
+        if self._conn is not None:
+            self._conn.abort()
+
+    def _known_key(self, blob: bytes, fingerprint: str, principals: Sequence[str] | None) -> bool:
+        self._candidate = None
+        self._keys += 1
+        if self._keys > MAX_KEYS:
+            self._too_many()
+            return False
+        access: Access = self._front.desk.guard.access
+        if principals is None:
+            users = access.users_of_key(blob)
+            how = f"key {fingerprint}"
+        elif access.is_authority(blob):
+            # A certificate for no name in particular would be one for all.
+            users = tuple(name for name in principals if access.is_user(name))
+            how = f"certificate of CA {fingerprint}"
+        else:
+            return False
+        wanted = self._login.user
+        if wanted is not None:
+            users = tuple(name for name in users if name == wanted)
+        if len(users) != 1:
+            return False
+        self._candidate = Identity(users[0], self._where, how)
+        return True
+
+    def _fail(self, why: str, *, guess: bool) -> None:
+        """Count a failed login, and write it down if there was more than a connection."""
+        self._counted = True
+        front, now = self._front, self._front.desk.clock()
+        front.throttle.failed(self._source, now, guess=guess)
+        blocked = front.throttle.blocked(self._source, now)
+        why = why or ("no good key or password" if self._name else "")
+        if why or blocked:
+            stranger = Identity(self._name, self._where)
+            detail = f"{why}; {self._source} has to wait now" if blocked else why
+            front.desk.guard.note(stranger, "login", self._login.console or "", detail, allowed=False)
+
+    def _too_many(self) -> None:
+        assert self._conn is not None
+        self._conn.disconnect(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "too many attempts")
+
+    def _pause_writing(self) -> None:
+        self.transport_full = True
+
+    def _resume_writing(self) -> None:
+        self.transport_full = False
+        for session in tuple(self.sessions):
+            session.wake()
+
+
+class _Session(asyncssh.SSHServerSession[bytes]):
+    """One session in a connection: at a console, in the menu, or one command."""
+
+    def __init__(self, server: _Server, front: SshFront, identity: Identity, console: str | None) -> None:
+        self._server = server
+        self._front = front
+        self._identity = identity
+        self._console = console
+        self._chan: asyncssh.SSHServerChannel[bytes] | None = None
+        self._driver: Driver | None = None
+        self._menu: Menu | None = None
+        self._terminal = False
+        self._command: str | None = None
+        self._channel_full = False
+        self._listening = True
+        self._from_menu = console is None
+        self._task: asyncio.Task[None] | None = None
+        server.sessions.add(self)
+
+    # -- called by asyncssh
+
+    def connection_made(self, chan: asyncssh.SSHServerChannel[bytes]) -> None:
+        """Begin."""
+        self._chan = chan
+        chan.set_write_buffer_limits(QUEUE)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """End."""
+        self.gone("" if exc is None else "the connection was lost")
+
+    def pty_requested(self, term_type: str, term_size: object, term_modes: object) -> bool:  # noqa: ARG002
+        """There is a person at a terminal; how large it is, a serial console cannot know."""
+        self._terminal = True
+        return True
+
+    def shell_requested(self) -> bool:
+        """Attach."""
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        """Do one thing."""
+        self._command = command
+        return True
+
+    def session_started(self) -> None:
+        """Do what was asked for."""
+        if self._command is not None:
+            self._task = asyncio.get_running_loop().create_task(self._run(self._command))
+        elif self._console is not None:
+            self._attach(self._console)
+        elif self._terminal:
+            self._show_menu()
+        else:
+            self._write_lines(table(self._identity, self._front.desk.consoles, self._front.desk.guard))
+            self._exit(0)
+
+    def data_received(self, data: bytes, datatype: object) -> None:  # noqa: ARG002
+        """Take what the user typed."""
+        if self._driver is not None:
+            self._driver.receive(data)
+        elif self._menu is not None:
+            self._write(Asked(self._menu.receive(data)))
+            if self._menu.over:
+                self._exit(0)
+            elif self._menu.chosen is not None:
+                chosen, self._menu = self._menu.chosen, None
+                self._attach(chosen)
+
+    def eof_received(self) -> bool:
+        """Nothing more will be typed, but what the console says is still wanted."""
+        if self._menu is not None:
+            self._exit(0)
+        return True
+
+    def break_received(self, msec: int) -> bool:
+        """Send a break (RFC 4335); one of no length has the console's own."""
+        if self._driver is None:
+            return False
+        self._driver.send_break(msec / 1000 if msec else None)
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not take more."""
+        self._channel_full = True
+
+    def resume_writing(self) -> None:
+        """It does again."""
+        self._channel_full = False
+        self.wake()
+
+    # -- called by the driver
+
+    @property
+    def full(self) -> bool:
+        """Whether the client has not taken what it was shown."""
+        return self._channel_full or self._server.transport_full
+
+    def show(self, output: Output) -> None:
+        """Show something."""
+        self._write(output)
+
+    def listen(self, hungry: bool) -> None:
+        """Read what the user types, or leave it in the client."""
+        if self._chan is not None and hungry is not self._listening:
+            self._listening = hungry
+            if hungry:
+                self._chan.resume_reading()
+            else:
+                self._chan.pause_reading()
+
+    def ended(self, event: Ended) -> None:
+        """The session at the console has ended."""
+        self._driver = None
+        if (
+            self._terminal
+            and self._command is None
+            and (event.menu or (self._from_menu and not event.reason))
+        ):
+            self._from_menu = True
+            self._show_menu()
+        else:
+            self._exit(1 if event.reason else 0)
+
+    # -- inside
+
+    def wake(self) -> None:
+        """See whether there is more to show."""
+        if self._driver is not None:
+            self._driver.wake()
+
+    def gone(self, reason: str) -> None:
+        """End: the client is gone."""
+        self._server.sessions.discard(self)
+        if self._driver is not None:
+            self._driver.close(reason)
+            self._driver = None
+        if self._task is not None:
+            self._task.cancel()
+
+    def _attach(self, name: str, mode: Mode | None = None) -> None:
+        desk = self._front.desk
+        try:
+            console = desk.console(self._identity, name)
+            self._driver = Driver(
+                desk,
+                self,
+                lambda wake: Session(
+                    self._identity,
+                    console,
+                    desk.guard,
+                    now=desk.clock(),
+                    escape=self._front.escape() if self._terminal else b"",
+                    mode=mode,
+                    replay=REPLAY if self._terminal else None,
+                    wake=wake,
+                ),
+            )
+        except MinervaError as error:
+            self._write(Told(printable(str(error))))
+            if self._from_menu and self._terminal:
+                self._show_menu()
+            else:
+                self._exit(1)
+
+    def _show_menu(self) -> None:
+        if self._chan is not None and not self._listening:
+            self.listen(True)
+        self._menu = Menu(self._identity, self._front.desk.consoles, self._front.desk.guard)
+        self._write(Asked(self._menu.show()))
+
+    async def _run(self, command: str) -> None:
+        try:
+            await self._do(command)
+        except MinervaError as error:
+            self._write(Told(printable(str(error))))
+            self._exit(1)
+
+    async def _do(self, command: str) -> None:
+        desk, identity = self._front.desk, self._identity
+        verb, _, rest = command.strip().partition(" ")
+        if verb == "list" and not rest:
+            self._write_lines(table(identity, desk.consoles, desk.guard))
+            self._exit(0)
+            return
+        if self._console is None:
+            raise UsageError("log in with the name of a console, or USER:CONSOLE, to do something there")
+        name = self._console
+        match verb:
+            case "read" | "write" if not rest:
+                self._attach(name, Mode(verb))
+                return
+            case "who" if not rest:
+                found = desk.who(identity, name)
+                self._write_lines(
+                    [f"{who['number']} {printable(who['user'])} {printable(who['source'])}" for who in found]
+                )
+            case "send" if rest:
+                await desk.send(identity, name, _text(rest).encode() + b"\r")
+            case "break" if not rest:
+                desk.send_break(identity, name)
+            case "say" if rest:
+                desk.say(identity, name, _text(rest))
+            case "power" if rest == "status":
+                self._write_lines([await desk.power(identity, name, None)])
+            case "power" if rest in [action.value for action in PowerAction]:
+                self._write_lines([await desk.power(identity, name, PowerAction(rest))])
+            case _:
+                raise UsageError(_USAGE)
+        self._exit(0)
+
+    def _write_lines(self, lines: Sequence[str]) -> None:
+        end = "\r\n" if self._terminal else "\n"
+        if self._chan is not None:
+            self._chan.write("".join(line + end for line in lines).encode())
+
+    def _write(self, output: Output) -> None:
+        if self._chan is None or self._chan.is_closing():
+            return
+        if self._terminal or isinstance(output, bytes):
+            self._chan.write(to_terminal(output))
+        else:
+            self._chan.write_stderr(f"{output.text}\n".encode())
+
+    def _exit(self, status: int) -> None:
+        self._server.sessions.discard(self)
+        if self._chan is not None and not self._chan.is_closing():
+            with suppress(OSError):
+                self._chan.exit(status)
+
+
+def _text(rest: str) -> str:
+    """Return a text as it was meant: without its quotes, if it has any."""
+    try:
+        words = shlex.split(rest)
+    except ValueError:
+        return rest
+    return words[0] if len(words) == 1 else rest
