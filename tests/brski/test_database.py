@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 
 import pytest
 import sqlalchemy as sa
 
+from minerva.brski import database
 from minerva.brski.database import DatabaseError, UtcTime, open_engine, reading, shown, writing
 
 TABLE = sa.Table("times", sa.MetaData(), sa.Column("time", UtcTime))
@@ -68,3 +71,44 @@ def test_what_cannot_be_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(DatabaseError, match=r"minerva-acp\[postgresql\]"):
         open_engine("postgresql://h/d")
+
+
+def test_writers_take_turns(tmp_path: Path) -> None:
+    engine = open_engine(tmp_path / "db")
+    with writing(engine) as connection:
+        TABLE.metadata.create_all(connection)
+
+    def write(_: int) -> None:
+        with writing(engine) as connection:
+            connection.execute(sa.insert(TABLE), [{"time": None}])
+
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(write, range(100)))
+        with reading(engine) as connection:
+            assert connection.scalar(sa.select(sa.func.count()).select_from(TABLE)) == 100
+    engine.dispose()
+
+
+def test_somebody_else_who_writes_for_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(database, "_BUSY_TIMEOUT", 0.1)
+    engine = open_engine(tmp_path / "db")
+    with writing(engine) as connection:
+        TABLE.metadata.create_all(connection)
+
+    def write() -> None:
+        with writing(engine) as connection:
+            connection.execute(sa.insert(TABLE), [{"time": None}])
+
+    other = sqlite3.connect(tmp_path / "db", isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DatabaseError, match="locked"):
+        write()
+    other.execute("ROLLBACK")
+    other.close()
+    # The same in this process: nobody waits for ever.
+    with writing(engine), ThreadPoolExecutor(1) as threads, pytest.raises(DatabaseError, match="locked"):
+        threads.submit(write).result(20)
+    write()
+    with reading(engine) as connection:
+        assert connection.scalar(sa.select(sa.func.count()).select_from(TABLE)) == 1
+    engine.dispose()

@@ -94,6 +94,19 @@ def test_a_server_that_comes_back(postgresql: Cluster) -> None:
     engine.dispose()
 
 
+def test_a_server_that_was_started_again_while_nobody_asked(
+    postgresql: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("minerva.brski.database._FRESH", 0.0)
+    engine = open_database(postgresql.new_database())
+    with writing(engine) as connection:
+        create_tables(connection)
+    postgresql.stop()
+    postgresql.start()
+    check_schema(engine)
+    engine.dispose()
+
+
 def test_times_keep_their_zone_and_fraction(engine: Engine) -> None:
     elsewhere = NOW.astimezone(timezone(timedelta(hours=5)))
     with writing(engine) as connection:
