@@ -71,7 +71,7 @@ class Notes:
     """A sink that writes everything down."""
 
     def __init__(self, failure: Exception | None = None) -> None:
-        self.data = b""
+        self.data = bytearray()
         self.events: list[HubEvent] = []
         self.failure = failure
 

@@ -211,6 +211,9 @@ class Runner:
             if len(data) < _SMALL and now < due:
                 await asyncio.sleep(GATHER_SECONDS)
                 now += GATHER_SECONDS
+            else:
+                # A line that always has more to say must not keep the others from being heard.
+                await asyncio.sleep(0)
             due = now + 2 * GATHER_SECONDS
         raise BackendError("the device ended the connection")
 

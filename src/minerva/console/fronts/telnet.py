@@ -186,12 +186,14 @@ class _Connection:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             self._line.close()
-            await self.end()
-            if self._gap:
-                log.warning("console %s: %s was too slow for %d bytes", self._hub.name, source, self._gap)
-            self._hub.detach(attachment, time.time(), reason)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await self.end()
+            finally:
+                if self._gap:
+                    log.warning("console %s: %s was too slow for %d bytes", self._hub.name, source, self._gap)
+                self._hub.detach(attachment, time.time(), reason)
 
     async def begin(self) -> None:
         """Say what is to be said first."""
