@@ -1,7 +1,7 @@
 """Fuzzes the records of consoles: in the cast is every byte that a device says, and the log is harmless.
 
-The first byte of the input chooses whether the rest is what a device says, in pieces whose length is in a byte
-before each, or a line of a file that is no record.
+The first byte of the input chooses whether the rest is what a device says, in pieces whose length is in a
+byte before each, or a line of a file that is no record.
 """
 
 from __future__ import annotations
