@@ -345,7 +345,6 @@ class JoinProxy:
             where = _named(registrar)
             self._log("join proxy on port %s: %s talks to the registrar %s", link.name, circuit.peer, where)
             return
-        self._log("join proxy on port %s: no registrar for %s", link.name, circuit.peer)
         circuit.end(End.NO_REGISTRAR)
 
     def _ended(self, link: _Link, circuit: Circuit, how: End) -> None:

@@ -467,6 +467,8 @@ def _verdict(host: str, error: ssl.SSLCertVerificationError) -> str:
 def _broken(who: str, error: OSError) -> StreamError:
     if isinstance(error, ssl.SSLError):
         text = f"TLS: {(error.reason or str(error)).replace('_', ' ').lower()}"
+    elif error.errno and (error.strerror or "").startswith("Connect call failed"):
+        text = os.strerror(error.errno)  # asyncio's own text is the address once more
     else:
         text = error.strerror or str(error)
     return StreamError(f"no connection with {who}: {printable(text)}")

@@ -37,9 +37,17 @@ def test_a_refusal_is_written_once_a_minute_with_how_often_it_was(bench: Bench) 
 
 def test_who_waits_is_not_refused(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
-    bench.journal.refused(Refusal(202, "wait", retry_after=1), "requestvoucher", "fd00::1", bench.now)
+    refusal = Refusal(202, "wait", retry_after=1)
+    for minutes in (0, 1, 59, 61):
+        later = bench.now + timedelta(minutes=minutes)
+        bench.journal.refused(refusal, "requestvoucher", "fd00::1", later)
+        bench.journal.refused(refusal, "requestvoucher", "fd00::2", later)
     assert bench.events() == []
-    assert "wait" in caplog.text
+    assert caplog.text.count("202, wait") == 2  # once an hour: it asks every few seconds
+    for number in range(1_100):
+        refusal = Refusal(202, "wait", retry_after=1, device_id=number)
+        bench.journal.refused(refusal, "requestvoucher", "fd00::1", bench.now)
+    assert caplog.text.count("202, wait") == 1_102
 
 
 def test_strangers_cannot_fill_the_database(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -497,6 +498,22 @@ def test_a_masa_that_gives_nothing(bench: Bench, error: Any, status: int, when: 
         assert error.text in refusal.reason
     bench.masa.error = bench.masa.audit_error = None
     assert bench.asks(pledge)  # it comes again, and all is well
+
+
+def test_a_masa_that_is_away_is_told_once(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
+    """However many devices wait for it, and how often they ask."""
+    caplog.set_level(logging.INFO)
+    pledges = [bench.maker.device("D-1"), bench.maker.device("D-2")]
+    bench.masa.error = MasaAwayError("the MASA m: no route")
+    for pledge in pledges * 2:
+        refused(bench, pledge)
+    bench.masa.error = None
+    for pledge in pledges:
+        assert bench.asks(pledge)
+    said = [record.getMessage() for record in caplog.records if "the MASA" in record.getMessage()]
+    assert said[0] == "the MASA m: no route: its devices have to wait"
+    assert len(said) == 2
+    assert said[1].endswith("answers again")
 
 
 @pytest.mark.parametrize(

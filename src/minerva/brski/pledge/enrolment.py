@@ -102,7 +102,8 @@ async def patiently(
         delay = _retry_after(response, now())
         if loop.time() + delay > end:
             raise AttemptError(f"the registrar has not decided on {what} for {MAX_PATIENCE / 86_400:g} days")
-        await waiting(f"the registrar has not decided on {what} yet; asking again in {delay:g} s")
+        said = f' ("{sentence}")' if (sentence := response.text(_MAX_SENTENCE)) else ""
+        await waiting(f"the registrar has not decided on {what} yet{said}; asking again in {delay:g} s")
         await asyncio.sleep(delay)
     return response
 

@@ -34,6 +34,9 @@ SECONDS_PER_EVENT: Final = 10.0
 MAX_STRANGERS: Final = 10_000
 """How many refusals are kept that are not about a device in the database."""
 
+WAITING_SECONDS: Final = 3600.0
+"""After how long the log says again that the same device waits for the same thing."""
+
 _MAX_KINDS = 1_000
 _EVENTS_BETWEEN_CLEANINGS = 100
 
@@ -52,12 +55,16 @@ class Journal:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._kinds: OrderedDict[tuple[object, ...], _Kind] = OrderedDict()
+        self._waiting: OrderedDict[tuple[object, ...], float] = OrderedDict()
         self._bucket = TokenBucket(BURST, SECONDS_PER_EVENT)
         self._written = 0
 
     def refused(self, refusal: Refusal, operation: str, peer: str | None, now: datetime) -> None:
         """Note a refusal. Never raises: a database that does not answer is no reason not to answer."""
-        level = logging.INFO if refusal.status == 202 else logging.WARNING
+        level = logging.WARNING
+        if refusal.status == 202:
+            news = self._is_news((operation, refusal.device_id, refusal.reason), now)
+            level = logging.INFO if news else logging.DEBUG
         said = refusal.reason if refusal.detail is None else f"{refusal.reason} ({refusal.detail})"
         log.log(level, "%s from %s: %d, %s", operation, peer or "somebody", refusal.status, said)
         if refusal.status == 202:
@@ -84,6 +91,18 @@ class Journal:
                     forget_strangers(connection)
         except DatabaseError as error:
             log.error("%s", error)
+
+    def _is_news(self, key: tuple[object, ...], now: datetime) -> bool:
+        """Return whether it has not been said for an hour that a device waits: it asks every few seconds."""
+        seconds = now.timestamp()
+        said = self._waiting.get(key)
+        if said is not None and 0 <= seconds - said < WAITING_SECONDS:
+            return False
+        self._waiting[key] = seconds
+        self._waiting.move_to_end(key)
+        if len(self._waiting) > _MAX_KINDS:
+            self._waiting.popitem(last=False)
+        return True
 
     def _repeated(self, key: tuple[object, ...], now: datetime) -> int | None:
         """Return how many like it were not written since the last, or ``None`` if this is not either."""

@@ -69,6 +69,8 @@ MAX_UNDER_WAY: Final = 1_000
 DOMAINS_LIFETIME: Final = timedelta(minutes=1)
 """How long the CAs that were once ours are remembered before the database is asked again."""
 
+_MAX_AWAY: Final = 1_000
+
 MAX_RETRY_AFTER: Final = 60
 """What a pledge waits at most, in seconds, whatever it is told (RFC 8995 section 5.6)."""
 
@@ -99,6 +101,7 @@ class VoucherService:
         self._domains: frozenset[bytes] = frozenset()
         self._domains_at = datetime.min.replace(tzinfo=UTC)
         self._under_way: dict[tuple[int, str, str], asyncio.Task[bytes]] = {}
+        self._away: set[str] = set()  # the URLs of MASAs that do not answer
 
     async def answer(
         self,
@@ -253,9 +256,21 @@ class VoucherService:
             # device with the wrong history shall not get as far as to belong to this domain.
             history = await self._masa.request_audit_log(server, own_request)
         except MasaError as error:
+            if isinstance(error, MasaAwayError):
+                self._is_away(server.url, str(error))
             raise await asyncio.to_thread(self._masa_refusal, error, request) from error
+        if server.url in self._away:
+            self._away.remove(server.url)
+            log.info("the MASA at %s answers again", printable(server.url))
         await asyncio.to_thread(self._keep, request, own_request, server, data, voucher, history, peer)
         return data
+
+    def _is_away(self, url: str, reason: str) -> None:
+        """Tell the operator once of a MASA that does not answer, however many devices wait for it."""
+        if url not in self._away:
+            log.warning("%s: its devices have to wait", reason)
+        if len(self._away) < _MAX_AWAY:
+            self._away.add(url)
 
     def _judged(self, data: bytes, request: PledgeRequest) -> Voucher:
         """Return the voucher in ``data`` if the device will accept it, as far as we can tell."""
@@ -289,7 +304,6 @@ class VoucherService:
         match error:
             case MasaAwayError():
                 wait = error.retry_after or self._config.pledges.retry_after
-                log.warning("%s has to wait: %s", name, error)
                 return Refusal(
                     202,
                     "the manufacturer cannot be asked at present",
