@@ -413,8 +413,11 @@ class Session:
     def _check_new(self, sequence: int) -> None:
         """Drop what has come already, or is so old that we cannot know."""
         ahead = sequence - self._newest
+        # They go past their end, and there is no 0.
         if ahead < -0x7FFFFFFF:
-            ahead += 0xFFFFFFFF  # it went past its end, and there is no 0
+            ahead += 0xFFFFFFFF
+        elif ahead > 0x7FFFFFFF and self._newest:
+            ahead -= 0xFFFFFFFF
         if ahead > 0:
             self._seen = ((self._seen << ahead) | 1) & ((1 << _WINDOW) - 1) if ahead < _WINDOW else 1
             self._newest = sequence
