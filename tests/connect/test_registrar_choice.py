@@ -43,7 +43,9 @@ def test_all_in_turn_are_tried_until_one_is_usable() -> None:
     for now in (0.0, 0.1, 0.2):
         [registrar] = made.probes(now)
         tried.append(registrar)
-        assert made.failed(registrar, "Connection refused", now, probe=True)
+        assert not made.failed(
+            registrar, "Connection refused", now, probe=True
+        )  # nobody has waited for it yet
     assert sorted(tried, key=str) == [A, B, C]
     assert made.next_timer() is not None
 
@@ -156,3 +158,20 @@ def test_status_says_which_one_is_in_use() -> None:
     assert found["fd00::2", ""]["in_use"]
     assert found["fd00::1", ""]["problem"] == "Connection refused"
     assert not found["fd00::1", "cmp"]["in_use"]
+
+
+def test_what_is_news() -> None:
+    """Who has just joined hears of a registrar before all routes are there; what worked and fails is news."""
+    made = choice(A)
+    assert [made.failed(A, "it does not answer", float(now)) for now in range(5)] == [
+        False,
+        False,
+        True,
+        False,
+        False,
+    ]
+    assert made.failed(A, "Connection refused", 5.0)
+    assert made.succeeded(A, 6.0)
+    assert not made.succeeded(A, 7.0)
+    assert made.failed(A, "Connection refused", 8.0)
+    assert not made.failed(A, "Connection refused", 9.0)

@@ -37,6 +37,9 @@ FIRST_PATIENCE, LAST_PATIENCE = 0.15, 4.0
 """Between which times, in seconds, it waits for an answer. Who has just joined hears of registrars before all
 routes are there; TCP by itself would try again after a second."""
 
+NO_NEWS = 3
+"""How often a registrar that has just been heard of may fail before that is worth a word."""
+
 _JITTER = 0.25
 
 
@@ -132,6 +135,8 @@ class RegistrarChoice:
         news = (entry.standing, entry.reason) != (Standing.FAILED, reason)
         entry.standing, entry.failed, entry.reason = Standing.FAILED, now, reason
         entry.probe_at = now + entry.backoff.failed()
+        if not entry.worked and entry.backoff.failures <= NO_NEWS:
+            news = entry.backoff.failures == NO_NEWS
         self._tried(entry, "failures", probe=probe)
         return news
 
