@@ -42,6 +42,7 @@ $(VENV)/.installed: pyproject.toml tools/check-system
 
 $(VENV)/.test: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@tools/vendor-xterm || true
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test

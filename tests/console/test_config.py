@@ -239,7 +239,7 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
         ('[console.ssh]\nescape = "é"', "console.ssh.escape must be of characters that can be seen"),
         ('[console.ssh]\nescape = "abcd"', "console.ssh.escape must have three characters at most"),
         ("[console.web]\nport = 65536", "console.web.port must be 1 to 65535"),
-        ("[console.web]\nport = 2200", "console.web.port is 2200, and so is f: console.ssh.port"),
+        ("[console.web]\nport = 2222", "console.web.port is 2222, and so is f: console.ssh.port"),
         ('[console.web]\nkey = "/k"', "console.web: certificate and key need each other"),
         ("[console.web]\nsession_hours = 0", "console.web.session_hours must be 1 to 8760"),
         ('[console.records]\ncompress = "xz"', "console.records.compress must be one of none, gzip, zstd"),

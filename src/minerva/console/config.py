@@ -34,7 +34,7 @@ class Ssh:
     """The front for SSH."""
 
     enabled: bool = True
-    port: int = 2200
+    port: int = 2222
     escape: str = "^Ec"
     """What begins a command of ours: one to three characters, ^X for a control character; none, if empty."""
 

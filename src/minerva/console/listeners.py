@@ -17,9 +17,10 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from minerva.asa.sockets import AcpSocketError, acp_listener
+from minerva.asa.sockets import acp_listener
 from minerva.console.config import ACP, LOOPBACK
 from minerva.core.backoff import Backoff
+from minerva.core.errors import MinervaError
 from minerva.core.text import printable
 
 log = logging.getLogger(__name__)
@@ -88,7 +89,7 @@ class Listeners:
                     problem = "the node has ended"
                 else:
                     problem = await self._serve_here(place, serve)
-            except AcpSocketError as error:
+            except MinervaError as error:
                 problem = str(error)
             except OSError as error:
                 problem = error.strerror or str(error)

@@ -17,16 +17,20 @@ from collections.abc import Callable
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from minerva.console.access import Access, Action, Guard, Identity, Refused
 from minerva.console.alerts import Alert, AlertSink, Notifier
 from minerva.console.announce import Announcer
 from minerva.console.audit import AuditLog, AuditSink, AuditWriter
 from minerva.console.backends import make_backend
-from minerva.console.config import ACP, Config
+from minerva.console.break_glass import Tokens
+from minerva.console.config import ACP, Config, Web
 from minerva.console.dialer import AcpDialer
 from minerva.console.events import HubEvent
+from minerva.console.fronts.control import SOCKET, ControlFront, open_control_socket
+from minerva.console.fronts.desk import Desk
+from minerva.console.fronts.ssh import SshFront
 from minerva.console.fronts.telnet import ToolFront
 from minerva.console.hub import Hub
 from minerva.console.listeners import Listeners, Listening, Place
@@ -34,11 +38,17 @@ from minerva.console.port_config import Port
 from minerva.console.power import Power, make_power
 from minerva.console.records import Archive, Recorder, RecordError
 from minerva.console.runner import Runner
+from minerva.console.throttle import Throttle
 from minerva.core.errors import MinervaError
+
+if TYPE_CHECKING:
+    from minerva.console.fronts.web import WebFront
 
 log = logging.getLogger(__name__)
 
 LOCK: Final = "lock"
+CONTROL_SECONDS: Final = 2.0
+"""How often it is looked whether the control socket is there."""
 REMOVED: Final = "the console is no longer configured, or differently"
 END: Final = "the console server ends"
 
@@ -127,6 +137,7 @@ class ConsoleServer:
         self.started = time.time()
         self._reload_config = reload_config
         self._reloading = asyncio.Lock()
+        self._reloads: set[asyncio.Task[dict[str, list[str]]]] = set()
         self._consoles: dict[str, ServedConsole] = {}
         self._lock = -1
         self._listeners = Listeners(config.listen, run_dir)
@@ -192,6 +203,18 @@ class ConsoleServer:
         self._notifier.start()
         self._stack.push_async_callback(self._notifier.close)
         self._dialer = AcpDialer(self.run_dir)
+        self._desk = Desk(self.guard, self, self._audit)
+        self._tokens = Tokens(self.directory / "break-glass")
+        self._throttle = Throttle(self.access.failures)
+        self._ssh = SshFront(
+            self._desk,
+            self._tokens,
+            self.directory / "ssh",
+            escape=lambda: self.config.ssh.escape_bytes,
+            throttle=self._throttle,
+        )
+        self._stack.callback(self._ssh.close)
+        await self._open_control_socket()
         for console in [self._make(name, port) for name, port in self.config.ports.items()]:
             self._begin(console)
         self._open_fronts()
@@ -218,6 +241,17 @@ class ConsoleServer:
                 raise ServerError("the directory cannot be changed while the console server runs")
             return await self._change(new)
 
+    def reload_soon(self) -> None:
+        """Read the configuration again; what is wrong with it goes to the log."""
+        task = asyncio.ensure_future(self.reload())
+        task.add_done_callback(self._reloaded)
+        self._reloads.add(task)
+
+    def _reloaded(self, task: asyncio.Task[dict[str, list[str]]]) -> None:
+        self._reloads.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("the configuration stays as it was: %s", error)
+
     async def _change(self, new: Config) -> dict[str, list[str]]:
         old = self.config
         wanted = {
@@ -228,6 +262,7 @@ class ConsoleServer:
         self._archive.update(new.records)
         self.config = new
         self.access.use(new)
+        self._throttle.failures = self.access.failures
         self._notifier.rules = new.alerts
         gone = [name for name in old.ports if name not in new.ports or name in wanted]
         await asyncio.gather(*(self._end(self._consoles[name], REMOVED) for name in gone))
@@ -317,6 +352,9 @@ class ConsoleServer:
         """Open the TCP ports that are of this console alone."""
         port = console.port
         found = []
+        if port.ssh_port:
+            serve = partial(self._ssh.serve, console=console.name)
+            found.append(self._listeners.listen(f"ssh of {console.name}", port.ssh_port, serve))
         for number, telnet in ((port.raw_port, False), (port.telnet_port, True)):
             if number:
                 front = ToolFront(
@@ -343,7 +381,64 @@ class ConsoleServer:
     # -- fronts
 
     def _open_fronts(self) -> None:
+        """Open what the configuration says. Raises UsageError."""
+        ssh, web = self.config.ssh, self.config.web
+        if ssh.enabled:
+            self._fronts["ssh"] = self._listeners.listen("ssh", ssh.port, self._ssh.serve)
+        if web.enabled:
+            front = self._make_web(web)
+            self._fronts["web"] = self._listeners.listen("web", web.port, front.serve)
         self._start_announcing()
+
+    def _make_web(self, settings: Web) -> WebFront:
+        from minerva.console.fronts.web import WebFront
+
+        return WebFront(
+            self._desk,
+            self.access,
+            self._throttle,
+            self._tokens,
+            settings,
+            directory=self.directory,
+            records=self.config.records_directory,
+        )
+
+    async def _open_control_socket(self) -> None:
+        """Open it, and keep it. Raises UsageError, also if another server has it."""
+        front = ControlFront(
+            self._desk,
+            self._tokens,
+            escape=lambda: self.config.ssh.escape_bytes,
+            reload=self.reload,
+            status=self.status,
+        )
+        path = self.run_dir / SOCKET
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        await front.start(open_control_socket(path))
+        keeper = asyncio.ensure_future(self._keep_control_socket(front))
+
+        async def close() -> None:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+            front.close()
+            path.unlink(missing_ok=True)
+
+        self._stack.push_async_callback(close)
+
+    async def _keep_control_socket(self, front: ControlFront) -> None:
+        """Have the control socket be there, also after somebody removed it, such as a node that ended."""
+        path = self.run_dir / SOCKET
+        problem = ""
+        while True:
+            try:
+                if not path.is_socket():
+                    self.run_dir.mkdir(parents=True, exist_ok=True)
+                    await front.start(open_control_socket(path))
+                problem = ""
+            except (MinervaError, OSError) as error:
+                if problem != (problem := str(error)):
+                    log.error("there is no control socket: %s", problem)
+            await asyncio.sleep(CONTROL_SECONDS)
 
     # -- the domain
 

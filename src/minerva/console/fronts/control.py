@@ -128,8 +128,10 @@ class ControlFront:
         }
 
     async def start(self, sock: socket.socket) -> None:
-        """Begin to serve the listening socket."""
+        """Begin to serve the listening socket; one from before is given up, its connections are not."""
         loop = asyncio.get_running_loop()
+        if self._server is not None:
+            self._server.close()
         self._server = await loop.create_unix_server(lambda: _Connection(self), sock=sock)
 
     def close(self) -> None:
