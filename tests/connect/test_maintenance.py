@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from minerva.brski.pledge.enrolment import Enrolled
 from minerva.connect import maintenance
+from minerva.connect.ipc import MAX_MESSAGE
 from minerva.connect.maintenance import Maintenance, Server
 from minerva.connect.state import NodeState
 from minerva.pki.ca import CertificateAuthority
@@ -96,6 +98,48 @@ def test_the_server_that_worked_is_asked_first(tmp_path: Path, monkeypatch: pyte
         kept.announced = [OTHER]
         assert await kept.outcome() == OTHER
         assert kept.asked == [DEAD, OTHER]
+
+    asyncio.run(main())
+
+
+def test_where_the_crl_is_comes_before_what_members_invent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever announces a thousand EST servers that answer slowly keeps nobody from the one that is."""
+    monkeypatch.setattr(maintenance, "crl_urls", lambda _: ["http://[fd00::1]:8080/crl", "ldap://x"])
+
+    async def main() -> None:
+        kept = Kept(tmp_path / "ca", monkeypatch)
+        kept.announced = [*((IPv6Address("fd00::bad"), port) for port in range(1, 1000)), GOOD]
+        assert await kept.outcome() == GOOD
+        assert kept.asked == [GOOD]
+
+    asyncio.run(main())
+
+
+def test_a_crl_of_thousands_can_be_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One device may have many certificates that are revoked with it."""
+    now = datetime.now(UTC)
+
+    async def main() -> None:
+        kept = Kept(tmp_path / "ca", monkeypatch)
+        kept.it.close()
+        revoked = [(number << 120, now, None) for number in range(1, 20_000)]
+        der = kept.authority.make_crl(revoked, 1, lifetime=timedelta(hours=1), now=now)
+        assert len(der) > 500_000
+
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.readuntil(b"\r\n\r\n")
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(der) + der)
+            await writer.drain()
+            writer.close()
+
+        async with await asyncio.start_server(serve, "::1", 0) as server:
+            port = server.sockets[0].getsockname()[1]
+            monkeypatch.setattr(kept.it, "_connect", lambda *_: socket.create_connection(("::1", port)))
+            crl = await kept.it._fetch(f"http://[fd00::1]:{port}/crl")
+        assert len(crl.serial_numbers) == len(revoked)
+        assert len(crl.der) < maintenance.MAX_CRL_BODY < MAX_MESSAGE
 
     asyncio.run(main())
 

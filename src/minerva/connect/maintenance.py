@@ -10,6 +10,7 @@ import logging
 import random
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import UTC, datetime
 from ipaddress import AddressValueError, IPv6Address
 from typing import Any
@@ -43,8 +44,12 @@ CRL_AGAIN, CRL_PERIOD = 5.0, 3600.0
 CRL_PATIENCE = 20.0
 """For how many seconds a missing CRL is not worth a word: who has just started has no routes yet."""
 
+MAX_CRL_BODY = 2 << 20
+"""The largest CRL that is fetched, in bytes: one of 50,000 certificates. It has to fit into our messages."""
+
 _LOOK_SECONDS = 30.0  # the longest sleep until a moment of the calendar: somebody may set the clock
 _CONNECT_SECONDS = 10.0
+_CRL_SECONDS = 20.0
 
 Server = tuple[IPv6Address, int]
 
@@ -148,8 +153,14 @@ class Maintenance:
             again = min(2 * again, LAST_AGAIN)
 
     async def _try_servers(self) -> Enrolled | None:
-        """Ask the server that worked last, then all others; return what the first one gives."""
+        """Ask the server that worked last, then all others; return what the first one gives.
+
+        Of those, first the ones at an address where our CA has its CRLs, as our certificate says: that is the
+        registrar, and no member that announces a thousand servers gets before it.
+        """
+        likely = self._crl_addresses()
         servers = [server for server in self._servers() if server != self.last_server]
+        servers.sort(key=lambda server: server[0] not in likely)
         if self.last_server is not None:
             servers.insert(0, self.last_server)
         if not servers:
@@ -163,6 +174,14 @@ class Maintenance:
                 self.last_server = server
                 return enrolled
         return None
+
+    def _crl_addresses(self) -> set[IPv6Address]:
+        found = set()
+        with suppress(CrlError):
+            for url in crl_urls(self._identity.certificate):
+                with suppress(CrlError):
+                    found.add(_place(url)[0])
+        return found
 
     async def _renew(self, address: IPv6Address, port: int) -> Enrolled:
         stream = await TlsStream.client(self._connect(address, port), self._context, timeout=_CONNECT_SECONDS)
@@ -211,9 +230,9 @@ class Maintenance:
         """Return the CRL at ``url``, which is from now on the one to go by."""
         address, port, target = _place(url)
         host = host_and_port(str(address), port, 80)
-        http = HttpClient(TcpStream(self._connect(address, port)), host)
+        http = HttpClient(TcpStream(self._connect(address, port)), host, max_body=MAX_CRL_BODY)
         try:
-            response = await http.request("GET", target, timeout=_CONNECT_SECONDS)
+            response = await http.request("GET", target, timeout=_CRL_SECONDS)
         finally:
             await http.close()
         if response.status != 200:

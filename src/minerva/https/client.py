@@ -20,7 +20,7 @@ from minerva.https.errors import HttpClosed, HttpProtocolError, HttpTimeout, Htt
 from minerva.https.stream import ByteStream
 
 MAX_BODY: Final = 262_144
-"""The largest body of a response, in bytes."""
+"""The largest body of a response, in bytes, if nothing else is said."""
 
 MAX_HEADERS: Final = 100
 """How many fields the header of a response may have, and its trailer."""
@@ -74,10 +74,11 @@ class ClientProtocol:
     """The bytes of requests, and what comes back. Without a socket.
 
     ``send()`` begins an exchange; ``receive()`` gets what arrives, ``b""`` at the end of the connection, and
-    returns the response once it is complete.
+    returns the response once it is complete. Its body may have ``max_body`` bytes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, max_body: int = MAX_BODY) -> None:
+        self._max_body = max_body
         self._http = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEADER_SIZE)
         self._response: h11.Response | None = None
         self._body = bytearray()
@@ -146,8 +147,8 @@ class ClientProtocol:
                     _count(event.headers)
                     self._response = event
                 case h11.Data() as event:
-                    if len(self._body) + len(event.data) > MAX_BODY:
-                        raise HttpProtocolError(f"the response is larger than {MAX_BODY} bytes")
+                    if len(self._body) + len(event.data) > self._max_body:
+                        raise HttpProtocolError(f"the response is larger than {self._max_body} bytes")
                     self._body += event.data
                 case h11.EndOfMessage() as event:
                     _count(event.headers)
@@ -181,10 +182,10 @@ class HttpClient:
     :func:`minerva.https.stream.host_and_port` makes it. An IPv6 address alone gets its brackets here.
     """
 
-    def __init__(self, stream: ByteStream, host: str) -> None:
+    def __init__(self, stream: ByteStream, host: str, *, max_body: int = MAX_BODY) -> None:
         self.stream = stream
         self._host = f"[{host}]" if host.count(":") > 1 and not host.startswith("[") else host
-        self._protocol = ClientProtocol()
+        self._protocol = ClientProtocol(max_body)
         self._broken = False
         self._busy = asyncio.Lock()
 

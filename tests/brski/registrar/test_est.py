@@ -16,6 +16,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from minerva.brski.registrar import est
 from minerva.brski.registrar.authority import BuiltInAuthority
 from minerva.brski.registrar.database import (
     DeviceState,
@@ -25,6 +26,7 @@ from minerva.brski.registrar.database import (
     events,
     open_database,
     reading,
+    set_state,
     writing,
 )
 from minerva.brski.registrar.devices import get_device, revoke_device, see_device, set_audit
@@ -128,6 +130,33 @@ def test_enrolling_again_supersedes(registrar: Registrar) -> None:
     serials = [f"{identity.certificate.serial_number:x}" for identity in (one, two)]
     assert [tuple(row) for row in found] == [(serials[0], serials[1]), (serials[1], None)]
     assert AcpNodeName.of(one.certificate) == AcpNodeName.of(two.certificate)
+
+
+def test_a_device_gets_so_many_certificates(registrar: Registrar, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that are valid are in the CRL once it is revoked: a member could make one that nobody can fetch."""
+    monkeypatch.setattr(est, "MAX_CERTIFICATES", 3)
+    device, other = registrar.vouchered("SN-1"), registrar.vouchered("SN-2")
+    enrolled = [registrar.enroll(device) for _ in range(3)][-1]
+    body = encode_base64(make_request(generate_key("p256"), registrar.name_of(device)))
+    for client, renew in ((device, False), (enrolled, True)):
+        refusal = refused(registrar, client, body, renew=renew)
+        assert (refusal.status, refusal.retry_after) == (503, est.CERTIFICATES_RETRY_AFTER)
+        assert "has got 3 certificates lately" in refusal.reason
+    registrar.enroll(other)
+    registrar.now += timedelta(days=1, seconds=1)
+    registrar.enroll(device)
+
+
+def test_certificates_of_a_moment_may_be_had_more_often(
+    registrar: Registrar, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(est, "MAX_CERTIFICATES", 3)
+    with writing(registrar.engine) as connection:
+        set_state(connection, "certificate_lifetime", "60")
+    device = registrar.vouchered("SN-1")
+    for _ in range(6):
+        registrar.enroll(device)
+        registrar.now += timedelta(seconds=25)
 
 
 def test_schemes_and_routing_subdomains_of_single_devices(registrar: Registrar) -> None:

@@ -60,8 +60,15 @@ PREFIX: Final = "/.well-known/est"
 MAX_BODY: Final = 65_536
 """The largest body of a request, in bytes."""
 
+MAX_CERTIFICATES, CERTIFICATES_PERIOD = 64, timedelta(days=1)
+"""How many certificates one device gets within that time, or within the life of one if that is less. All that are
+valid are in the CRL when it is revoked, and a CRL that has become too large to be fetched revokes nobody."""
+
 RETRY_AFTER: Final = 10
 """After how many seconds a client may try again while the database or the CA does not answer."""
+
+CERTIFICATES_RETRY_AFTER: Final = 600
+"""The same for a device that has got too many certificates."""
 
 _CA_MESSAGE_LASTS = timedelta(seconds=1)
 
@@ -79,6 +86,12 @@ _WRAPPED_FOR = ("libest", "cisco est client")
 
 _CERTIFICATE = sa.select(certificates.c.device_id, certificates.c.der, certificates.c.revoked_at).where(
     certificates.c.serial == sa.bindparam("wanted")
+)
+
+_LATELY = sa.select(sa.func.count()).where(
+    certificates.c.device_id == sa.bindparam("owner"),
+    certificates.c.issued > sa.bindparam("since"),
+    certificates.c.issued <= sa.bindparam("now"),
 )
 
 _log = logging.getLogger(__name__)
@@ -164,7 +177,7 @@ class EstService:
             raise Refusal(
                 503, "the CA cannot sign now; try again later", detail=str(error), retry_after=RETRY_AFTER
             ) from error
-        await asyncio.to_thread(self._after, client, name, certificate, peer, now)
+        await asyncio.to_thread(self._after, client, domain, name, certificate, peer, now)
         return certificate
 
     def _before(
@@ -175,6 +188,7 @@ class EstService:
             domain = load_domain(connection)
             client = self._client(connection, chain, now)
             name = assigned(connection, client.device.id, domain.name)
+            _check_number(connection, client.device, domain, now)
         who = client.device
         request = _load(body, who)
         if name is None:
@@ -193,6 +207,7 @@ class EstService:
     def _after(
         self,
         client: Client,
+        domain: Domain,
         name: AcpNodeName,
         certificate: x509.Certificate,
         peer: str | None,
@@ -203,6 +218,7 @@ class EstService:
             device = _lock(connection, client)
             if client.own is not None:
                 _check_own(connection, client.own, device)
+            _check_number(connection, device, domain, now)
             change_state(connection, device, DeviceState.ENROLLED, seen=now, peer=peer)
             record_certificate(connection, certificate, device.id, now)
             record_event(
@@ -419,6 +435,19 @@ def _check_own(connection: Connection, own: x509.Certificate, device: Device) ->
     row = connection.execute(_CERTIFICATE, {"wanted": serial_text(own)}).one_or_none()
     if row is None or row.revoked_at is not None:
         raise Refusal(403, "this certificate has been revoked", device_id=device.id)
+
+
+def _check_number(connection: Connection, device: Device, domain: Domain, now: datetime) -> None:
+    """Raise :class:`Refusal` if the device has got too many certificates lately."""
+    since = now - min(CERTIFICATES_PERIOD, domain.certificate_lifetime)
+    number = connection.scalar(_LATELY, {"owner": device.id, "since": since, "now": now}) or 0
+    if number >= MAX_CERTIFICATES:
+        raise Refusal(
+            503,
+            f"the device {printable(device.serial_number)} has got {number} certificates lately: enough",
+            retry_after=CERTIFICATES_RETRY_AFTER,
+            device_id=device.id,
+        )
 
 
 def _assign(connection: Connection, device: Device, domain: Domain, now: datetime) -> AcpNodeName:
