@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from dataclasses import replace
 from ipaddress import IPv6Address
 from math import inf
@@ -14,6 +15,7 @@ import pytest
 from minerva.connect.messages import Registrar
 from minerva.connect.registrar_watch import (
     MAX_REGISTRARS,
+    MAX_VARIATIONS,
     SILENCE,
     RegistrarWatch,
     registrars_of,
@@ -88,6 +90,33 @@ def test_a_variation_is_passed_on_as_it_is(value: Any, found: list[str]) -> None
     covers: JP-4
     """
     assert variations(value) == found
+
+
+def test_an_announcement_of_thousands_costs_little() -> None:
+    """A flood has room for 16,000 variations, and is looked at again with every flood that comes."""
+    many = [f"{number:x}" for number in range(16_000)]
+    assert variations(many) == many[:MAX_VARIATIONS]
+    told = Told(Cache(*(copy(many, IPv6Locator(OTHER, TCP, 1 + number)) for number in range(30))))
+    began = time.process_time()
+    told.watch.look(1.0)
+    assert time.process_time() - began < 0.2
+    assert len(told.registrars[0]) == MAX_REGISTRARS
+
+
+def test_the_known_ones_are_found_among_thousands() -> None:
+    known = copy()
+    cache = Cache(known)
+    told = Told(cache)
+    told.watch.look(1.0)
+    invented = [copy(locator=IPv6Locator(OTHER, TCP, 9000 + number)) for number in range(1000)]
+    cache.copies = [*invented, known]
+    told.watch.look(2.0)
+    assert told.registrars[-1][0] == Registrar(OTHER, 8443, "")
+    assert len(told.registrars[-1]) == MAX_REGISTRARS
+    cache.copies = invented
+    told.watch.look(3.0)
+    assert Registrar(OTHER, 8443, "") not in told.registrars[-1]
+    assert len(told.registrars[-1]) == MAX_REGISTRARS
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,10 @@ a member that has gone astray invents, drive out what pledges are enrolled by.""
 MAX_VARIATION: Final = 64
 """Longest variation that is passed on, in bytes: it must fit into announcements on links."""
 
+MAX_VARIATIONS: Final = 16
+"""How many variations of one announcement are looked at: a flood has room for 16,000, and all of them would
+be looked at again with every flood that comes."""
+
 DEFAULT_VARIATION: Final = ""
 """What AN_Proxy has for "EST-TLS" (RFC 8995 figure 11, draft-ietf-anima-brski-discovery)."""
 
@@ -48,7 +52,7 @@ def variations(value: Any) -> list[str]:
     the one that has another name in AN_Proxy. Where there is no text it is this one all the same: every
     registrar must support it.
     """
-    texts = value if isinstance(value, list) and value else [value]
+    texts = value[:MAX_VARIATIONS] if isinstance(value, list) and value else [value]
     found = [
         DEFAULT_VARIATION if text == EST_TLS or not isinstance(text, str) else text
         for text in texts
@@ -103,14 +107,10 @@ class RegistrarWatch:
         """Look which there are; return when to look again, which is when the first announcement expires."""
         copies = self._engine.floods(AN_JOIN_REGISTRAR, now)
         # Each once, in the order in which they were first heard of, whatever has been repeated since.
-        found = dict.fromkeys(registrars_of(copies))
-        kept = [registrar for registrar in self._registrars or () if registrar in found]
-        kept += [registrar for registrar in found if registrar not in kept]
-        registrars = tuple(kept[:MAX_REGISTRARS])
+        registrars = self._first(copies)
         local = any(
-            copy.interface is None and registrar.address in self._own
+            copy.interface is None and any(one.address in self._own for one in registrars_of([copy]))
             for copy in copies
-            for registrar in registrars_of([copy])
         )
         if local is not self._local:
             self._local = local
@@ -121,3 +121,19 @@ class RegistrarWatch:
             self._registrars = registrars
             self._tell(registrars)
         return min((copy.expires for copy in copies), default=inf)
+
+    def _first(self, copies: Sequence[CachedObjective]) -> tuple[Registrar, ...]:
+        """Return those that are known and still announced, then the first of the others."""
+        known = self._registrars or ()
+        places = {(one.address, one.port) for one in known}
+        found: dict[Registrar, None] = {}
+        for copy in copies:
+            locator = copy.locator
+            if not isinstance(locator, IPv6Locator):
+                continue
+            # There may be thousands, invented by somebody: what cannot count any more is not looked at.
+            if len(found) < MAX_REGISTRARS + len(known) or (locator.address, locator.port) in places:
+                found.update(dict.fromkeys(registrars_of([copy])))
+        kept = [registrar for registrar in known if registrar in found]
+        kept += [registrar for registrar in found if registrar not in kept]
+        return tuple(kept[:MAX_REGISTRARS])
