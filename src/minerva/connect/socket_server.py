@@ -120,7 +120,7 @@ def _request(data: bytes) -> tuple[IPv6Address | None, int]:
     """Return address and port to connect to, or no address and the port to listen on."""
     try:
         request = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise _RequestError("a request is one packet of JSON") from None
     match request:
         case {"listen": int() as port} if _is_port(port):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from datetime import datetime
@@ -87,6 +88,21 @@ def test_a_voucher_and_its_log(local_maker: Maker, domain: Domain, other: Domain
         assert (await ask("GET", f"{WELL_KNOWN}/auditlog/guessed")).status == 404
 
     serving(local_maker, use)
+
+
+def test_what_a_stranger_asks_for_is_harmless_in_the_log(
+    local_maker: Maker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def use(ask: Ask) -> None:
+        assert (await ask("GET", f"{WELL_KNOWN}/auditlog/%1b[2J%0a{'x' * 1000}")).status == 404
+
+    serving(local_maker, use)
+    said = [record.getMessage() for record in caplog.records if "auditlog" in record.getMessage()]
+    assert len(said) == 1
+    assert said[0].isprintable()
+    assert len(said[0]) < 400
 
 
 def test_refusals_are_sentences(local_maker: Maker, domain: Domain, other: Domain) -> None:

@@ -21,6 +21,7 @@ from minerva.brski.database import DatabaseError
 from minerva.brski.masa.errors import Refusal
 from minerva.brski.masa.openapi import describe
 from minerva.brski.masa.service import Masa
+from minerva.core.text import printable
 from minerva.voucher.cms import MAX_SIZE
 
 VOUCHER_CMS_JSON = "application/voucher-cms+json"
@@ -143,7 +144,8 @@ def _peer(request: Request) -> str:
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
-    _logger.info("%s from %s: %d, %s", request.url.path, _peer(request), error.status, error.reason)
+    path = printable(request.url.path[:200])
+    _logger.info("%s from %s: %d, %s", path, _peer(request), error.status, error.reason)
     headers = {"retry-after": "1"} if error.status == 503 else None
     return PlainTextResponse(error.reason + "\n", error.status, headers)
 
