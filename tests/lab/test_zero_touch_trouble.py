@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import random
 import subprocess
 import time
 from collections.abc import Sequence
@@ -223,5 +225,43 @@ def test_the_power_is_cut_at_every_step() -> None:
             tasks = [suffer(name, STEPS[number :: len(devices)]) for number, name in enumerate(devices)]
             await asyncio.gather(*tasks)
             await all_are_in(lab)
+
+    asyncio.run(work())
+
+
+# --- all of it at once -------------------------------------------------------------------------------------
+
+CHAOS_SECONDS, CHAOS_PAUSE = 60.0, 4.0
+"""How long things go wrong, and about how long between two of them."""
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(int(os.environ.get("MINERVA_SOAK_ROUNDS", "1"))))
+@pytest.mark.parametrize("topology", ["tree:2x2", "lan:6", "ring:6"])
+def test_everything_fails_now_and_then(topology: str, seed: int) -> None:
+    """Services and nodes, at any moment, while one packet of twenty is lost everywhere."""
+    source = random.Random(f"{topology} {seed}")
+
+    async def fail(lab: Lab) -> None:
+        if source.random() < 0.4:
+            it = service(lab, source.choice((REGISTRAR, MASA)))
+            kill_service(it)
+            await asyncio.sleep(source.uniform(0.0, CHAOS_PAUSE))
+            it.start(follow_us=True)
+        else:
+            name = source.choice(list(lab.nodes))
+            kill_node(lab.nodes[name])
+            await asyncio.sleep(source.uniform(0.0, CHAOS_PAUSE))
+            lab.nodes[name].start(lab.network.hosts[name], follow_us=True)
+
+    async def work() -> None:
+        async with zero_touch_lab(topology, start=False) as lab:
+            lose(lab, 5)
+            lab.start(follow_us=True)
+            deadline = time.monotonic() + CHAOS_SECONDS
+            while time.monotonic() < deadline:
+                await asyncio.sleep(source.uniform(0.0, CHAOS_PAUSE))
+                await fail(lab)
+            await all_are_in(lab, 300.0)
 
     asyncio.run(work())
