@@ -327,13 +327,16 @@ def test_a_program_and_its_children_end_with_the_line(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("minerva.console.backends.process.GRACE_SECONDS", 0.3)
-    code = f"trap '' HUP TERM; sleep 100 & echo $! > {tmp_path}/child; echo up; while :; do wait; done"
+    # The child does not mind being told, in contrast to its parent.
+    child_code = f"(trap '' HUP TERM; echo $$ up; exec sleep 100) & echo $! > {tmp_path}/child; wait"
 
     async def scenario() -> None:
-        backend = ProcessBackend(ProcessPort(command=("sh", "-c", code)))
+        backend = ProcessBackend(ProcessPort(command=("sh", "-c", child_code)))
         await backend.open()
         await read_exactly(backend, 4)
-        child = int((tmp_path / "child").read_text())
+        noted = tmp_path / "child"
+        await until(lambda: noted.exists() and noted.read_text().endswith("\n"), "the child is noted")
+        child = int(noted.read_text())
         await backend.close()
         await until(lambda: not _runs(child), "the child is gone")
 
@@ -348,7 +351,7 @@ def _runs(process: int) -> bool:
 
 
 def test_a_program_that_is_not_there() -> None:
-    with pytest.raises(BackendError, match="/no/such cannot be run: No such file"):
+    with pytest.raises(BackendError, match="/no/such is no program that can be run"):
         asyncio.run(ProcessBackend(ProcessPort(command=("/no/such",))).open())
 
 

@@ -7,6 +7,7 @@ import fcntl
 import os
 import pty
 import shlex
+import shutil
 import signal
 import struct
 import termios
@@ -20,6 +21,10 @@ from minerva.core.text import printable, shortened
 
 GRACE_SECONDS: Final = 3.0
 """How long a program has to end by itself."""
+_LOOK: Final = 0.02
+_ON_TERMINAL: Final = ("/bin/sh", "-c", 'exec "$@" <>"$0" >&0 2>&0')
+"""The leader of a session who opens a terminal has it as its own; this is the same in all systems, and needs
+no code of ours between fork and exec, which could hang in a process with threads."""
 _ROWS: Final = 24
 _COLUMNS: Final = 80
 
@@ -43,17 +48,20 @@ class ProcessBackend(Base):
 
     async def open(self) -> None:
         """Run the program, as the leader of a session of its own."""
+        if shutil.which(self._command[0]) is None:
+            raise BackendError(f"{printable(self._command[0])} is no program that can be run")
         ours, theirs = pty.openpty()
         try:
             fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", _ROWS, _COLUMNS, 0, 0))
             self._process = await asyncio.create_subprocess_exec(
+                *_ON_TERMINAL,
+                os.ttyname(theirs),
                 *self._command,
                 stdin=theirs,
                 stdout=theirs,
                 stderr=theirs,
                 env={**os.environ, "TERM": "vt100"},
                 start_new_session=True,
-                preexec_fn=_take_terminal,
             )
         except (OSError, ValueError) as error:
             os.close(ours)
@@ -98,18 +106,16 @@ class ProcessBackend(Base):
         process, self._process = self._process, None
         if process is None:
             return
-        for sign, seconds in (
-            (signal.SIGHUP, GRACE_SECONDS),
-            (signal.SIGTERM, GRACE_SECONDS),
-            (signal.SIGKILL, GRACE_SECONDS),
-        ):
-            # The group, as the program may have started others; it outlives its leader.
+        # The group, as the program may have started others, which may outlive it.
+        for sign in (signal.SIGHUP, signal.SIGTERM, signal.SIGKILL):
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, sign)
             with suppress(TimeoutError):
-                async with asyncio.timeout(seconds):
-                    await process.wait()
-                return
+                async with asyncio.timeout(GRACE_SECONDS):
+                    while _has_members(process.pid):
+                        await asyncio.sleep(_LOOK)
+                break
+        await process.wait()
 
     async def _how_it_ended(self, process: asyncio.subprocess.Process) -> str:
         name = printable(self._command[0])
@@ -123,6 +129,10 @@ class ProcessBackend(Base):
         return f"{name} has ended with status {code}"
 
 
-def _take_terminal() -> None:
-    """In the new process: make the terminal the session's own."""
-    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+def _has_members(group: int) -> bool:
+    try:
+        os.killpg(group, 0)
+    except (ProcessLookupError, PermissionError):
+        # Nobody, or none of ours any more.
+        return False
+    return True
