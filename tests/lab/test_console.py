@@ -1,0 +1,115 @@
+"""Consoles over the ACP, while the host's own network is broken in every way, on all nodes."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from minerva.lab import console_act
+from minerva.lab.lab import Lab
+from minerva.lab.topology import parse_topology
+from tests.lab.conftest import minerva
+
+pytestmark = pytest.mark.root
+
+
+async def with_lab(name: str, do: object) -> None:
+    lab = Lab(parse_topology("line:3"), name)
+    try:
+        await lab.build()
+        lab.start(follow_us=True)
+        await lab.reach_all(90, lambda _: None)
+        await do(lab)  # type: ignore[operator]
+    finally:
+        await lab.close()
+
+
+def test_an_operator_reaches_a_console_when_all_networks_are_broken() -> None:
+    """As the demo shows it: from one end of the line to the other, with no data plane anywhere."""
+    noted: list[str] = []
+
+    async def do(lab: Lab) -> None:
+        act = await console_act.console_act(lab, note=noted.append)
+        assert (act.operator, act.server) == ("n1", "n3")
+        assert act.left == {"n1": [], "n2": [], "n3": []}
+        assert any(line.startswith(console_act.EXPECTED) for line in act.transcript)
+        assert len(noted) == 3
+
+    asyncio.run(with_lab("console-act", do))
+
+
+@pytest.mark.skipif(shutil.which("ssh") is None, reason="needs OpenSSH's client")
+def test_openssh_through_the_acp(tmp_path: Path) -> None:
+    """ssh with a ProxyCommand, the list of the domain, a node that starts again, records that go on."""
+    key = tmp_path / "key"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+    public = key.with_suffix(".pub").read_text().strip()
+
+    async def do(lab: Lab) -> None:
+        operator, server = lab.nodes["n1"], lab.nodes["n3"]
+        host = lab.network.hosts["n3"]
+        async with console_act.console_server(server, host, {"alice": public}) as config:
+            address = await console_act.announced(operator, console_act.CONSOLE)
+            for each in lab.network.hosts.values():
+                console_act.break_host(each)
+            listed = await asyncio.to_thread(
+                minerva, "console", "list", "--domain", "--json", "--run-dir", operator.run_dir
+            )
+            [found] = json.loads(listed.stdout)
+            assert found["console"] == console_act.CONSOLE
+            assert found["address"] == str(address)
+            assert found["node"] == "n3"
+
+            def ssh(*command: str, text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+                proxy = f"{sys.executable} -m minerva console connect --run-dir {operator.run_dir} %h %p"
+                options = [
+                    *("-o", f"ProxyCommand={proxy}", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"),
+                    *("-o", f"UserKnownHostsFile={tmp_path / 'known'}", "-o", "IdentitiesOnly=yes"),
+                    *("-i", str(key), "-p", str(console_act.PORT), "-l", f"alice:{console_act.CONSOLE}"),
+                ]
+                with lab.network.hosts["n1"].entered():
+                    running = subprocess.Popen(
+                        ["ssh", "-F", "none", *options, str(address), *command],
+                        stdin=subprocess.PIPE,
+                        stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE,
+                    )
+                out, err = running.communicate(text, 60)
+                return subprocess.CompletedProcess(command, running.returncode, out, err)
+
+            sent = ssh("send", "echo", "it", "is", "a$(echo live)")
+            assert sent.returncode == 0, sent.stderr
+            await until_recorded(config, "it is alive")
+            # The node starts again: the server gets new sockets, and the console has missed nothing.
+            assert server.process is not None
+            server.process.terminate()
+            await asyncio.to_thread(server.process.wait)
+            server.start(host, follow_us=True)
+            deadline = time.monotonic() + 60
+            while (done := ssh("send", "echo", "and", "a$(echo gain)")).returncode != 0:
+                assert time.monotonic() < deadline, done.stderr
+                await asyncio.sleep(0.5)
+            await until_recorded(config, "and again")
+
+    asyncio.run(with_lab("console-ssh", do))
+
+
+async def until_recorded(config: Path, text: str) -> None:
+    """Wait until the record of the console has a line."""
+    deadline = time.monotonic() + 10
+    while True:
+        done = await asyncio.to_thread(
+            minerva, "console", "log", "--json", "--config", config, console_act.CONSOLE, env=os.environ
+        )
+        if any(json.loads(line)["text"] == text for line in done.stdout.splitlines()):
+            return
+        assert time.monotonic() < deadline, done.stdout + done.stderr
+        await asyncio.sleep(0.2)
