@@ -15,6 +15,7 @@ import json
 import logging
 import os
 import pwd
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -42,6 +43,7 @@ MAX_REQUEST: Final = 262_144
 QUEUE: Final = 65_536
 """Bytes on their way to a client; more wait in the console's ring."""
 _TIMEOUT: Final = 10.0
+_LOOK_SECONDS: Final = 1.0
 _BACKLOG: Final = 64
 _CREDENTIALS: Final = struct.Struct("3i")
 
@@ -306,6 +308,7 @@ class _Connection(asyncio.Protocol):
         self._driver: Driver | None = None
         self._task: asyncio.Task[None] | None = None
         self._full = False
+        self._eof = False
         self._listening = True
         self._terminal = False
         self._timer: asyncio.TimerHandle | None = None
@@ -345,7 +348,10 @@ class _Connection(asyncio.Protocol):
         self._next()
 
     def eof_received(self) -> bool:
-        """A client that writes nothing more may still read."""
+        """Whoever writes no more may still read, if it is still there."""
+        self._eof = True
+        if self._driver is not None:
+            self._look()
         return self._driver is not None or self._task is not None
 
     def pause_writing(self) -> None:
@@ -357,6 +363,17 @@ class _Connection(asyncio.Protocol):
         self._full = False
         if self._driver is not None:
             self._driver.wake()
+
+    def _look(self) -> None:
+        """See whether the client is gone: of one that was at its end before, asyncio would not say."""
+        if self._transport is None:
+            return
+        poll = select.poll()
+        poll.register(self._transport.get_extra_info("socket"), 0)
+        if poll.poll(0):  # only POLLHUP and POLLERR come unasked
+            self._transport.abort()
+        else:
+            self._timer = asyncio.get_running_loop().call_later(_LOOK_SECONDS, self._look)
 
     # -- called by the driver
 
@@ -416,6 +433,8 @@ class _Connection(asyncio.Protocol):
             self._answer(await self._front.answer(self._identity, request))
         finally:
             self._task = None
+        if self._eof:
+            self.close()
         self._next()
 
     def _attach(self, request: Request) -> None:

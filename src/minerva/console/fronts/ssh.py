@@ -89,6 +89,8 @@ class SshFront:
         # Hashing passwords takes long and much memory: one at a time, and never in the event loop.
         self.hashing = ThreadPoolExecutor(1, thread_name_prefix="password")
         self._keys = host_keys(directory)
+        # What it says at lower levels has the names that strangers log in with, as they are.
+        asyncssh.set_log_level(logging.WARNING)
         self._connections: set[asyncio.Task[None]] = set()
 
     async def serve(self, sock: socket.socket, console: str | None = None) -> None:
