@@ -66,6 +66,12 @@ PATIENCE: Final = 8.0
 MAX_UNDER_WAY: Final = 1_000
 """How many devices' vouchers are being fetched at a time."""
 
+MAX_UNDER_WAY_PER_DEVICE: Final = 16
+"""How many of them one device may have, each for another nonce: it tries several join proxies beside each other."""
+
+MAX_VOUCHERS, VOUCHERS_PERIOD = 64, timedelta(hours=1)
+"""How many vouchers of a device are kept, the newest, and how many it gets within that time."""
+
 DOMAINS_LIFETIME: Final = timedelta(minutes=1)
 """How long the CAs that were once ours are remembered before the database is asked again."""
 
@@ -76,6 +82,21 @@ MAX_RETRY_AFTER: Final = 60
 
 # Made once: SQLAlchemy needs longer for it than the database.
 _INSERT = sa.insert(vouchers)
+_LATELY = sa.select(sa.func.count()).where(
+    vouchers.c.device_id == sa.bindparam("owner"),
+    vouchers.c.created > sa.bindparam("since"),
+    vouchers.c.created <= sa.bindparam("now"),
+)
+_LAST_KEPT = (
+    sa.select(vouchers.c.id)
+    .where(vouchers.c.device_id == sa.bindparam("owner"))
+    .order_by(vouchers.c.id.desc())
+    .offset(MAX_VOUCHERS)
+    .limit(1)
+)
+_FORGET = sa.delete(vouchers).where(
+    vouchers.c.device_id == sa.bindparam("owner"), vouchers.c.id <= sa.bindparam("last")
+)
 
 
 class VoucherService:
@@ -100,7 +121,7 @@ class VoucherService:
         self._manufacturers = Manufacturers()
         self._domains: frozenset[bytes] = frozenset()
         self._domains_at = datetime.min.replace(tzinfo=UTC)
-        self._under_way: dict[tuple[int, str, str], asyncio.Task[bytes]] = {}
+        self._under_way: dict[tuple[str, str, str], asyncio.Task[bytes]] = {}
         self._away: set[str] = set()  # the URLs of MASAs that do not answer
 
     async def answer(
@@ -152,6 +173,8 @@ class VoucherService:
             voucher = None
             if decision is Decision.GRANT and device is not None and device.audit_ok:
                 voucher = _kept(connection, device, request.nonce)
+            if decision is Decision.GRANT and device is not None and voucher is None:
+                _check_number(connection, device, now)
         if decision is Decision.WAIT:
             device = self._put_into_queue(request, device, peer, now)
         if (answer := self._refusal(decision, request, device)) is not None:
@@ -219,11 +242,15 @@ class VoucherService:
 
     async def _shared(self, request: PledgeRequest, peer: str | None) -> bytes:
         """Return the voucher that is fetched for this device and nonce, by whoever asked first."""
-        key = (request.manufacturer.id, request.serial_number, request.nonce)
+        key = (request.manufacturer.name, request.serial_number, request.nonce)
         task = self._under_way.get(key)
         if task is None:
+            wait = self._config.pledges.retry_after
             if len(self._under_way) >= MAX_UNDER_WAY:
-                raise Refusal(503, "too many devices at a time", retry_after=self._config.pledges.retry_after)
+                raise Refusal(503, "too many devices at a time", retry_after=wait)
+            if sum(other[:2] == key[:2] for other in self._under_way) >= MAX_UNDER_WAY_PER_DEVICE:
+                who = f"the device {printable(request.serial_number)}"
+                raise Refusal(503, f"{who} asks for too many vouchers at a time", retry_after=wait)
             task = asyncio.get_running_loop().create_task(self._fetch(request, peer))
             self._under_way[key] = task
             task.add_done_callback(lambda done: self._finished(key, done))
@@ -234,7 +261,7 @@ class VoucherService:
             )
         return task.result()
 
-    def _finished(self, key: tuple[int, str, str], task: asyncio.Task[bytes]) -> None:
+    def _finished(self, key: tuple[str, str, str], task: asyncio.Task[bytes]) -> None:
         del self._under_way[key]
         if (
             not task.cancelled()
@@ -306,7 +333,7 @@ class VoucherService:
                 wait = error.retry_after or self._config.pledges.retry_after
                 return Refusal(
                     202,
-                    "the manufacturer cannot be asked at present",
+                    f"the manufacturer of {name} cannot be asked at present",
                     detail=str(error),
                     retry_after=int(min(max(wait, 1), MAX_RETRY_AFTER)),
                     device_id=number,
@@ -378,6 +405,7 @@ class VoucherService:
                         "created": now,
                     },
                 )
+                _forget_old(connection, device)
                 detail = {
                     "assertion": str(voucher.assertion or "none"),
                     "masa": server.url,
@@ -459,6 +487,25 @@ def _kept(connection: Connection, device: Device, nonce: str) -> bytes | None:
         .limit(1)
     )
     return None if found is None else bytes(found)
+
+
+def _check_number(connection: Connection, device: Device, now: datetime) -> None:
+    """Raise :class:`Refusal` if the device has got too many vouchers lately, each for another nonce."""
+    number = connection.scalar(_LATELY, {"owner": device.id, "since": now - VOUCHERS_PERIOD, "now": now})
+    if number is not None and number >= MAX_VOUCHERS:
+        raise Refusal(
+            503,
+            f"the device {printable(device.serial_number)} has got {number} vouchers lately: enough",
+            retry_after=MAX_RETRY_AFTER,
+            device_id=device.id,
+        )
+
+
+def _forget_old(connection: Connection, device: Device) -> None:
+    """Keep the newest vouchers of a device: with its request and ours, one may have hundreds of kilobytes."""
+    last = connection.scalar(_LAST_KEPT, {"owner": device.id})
+    if last is not None:
+        connection.execute(_FORGET, {"owner": device.id, "last": last})
 
 
 def _issuer(chain: Sequence[x509.Certificate]) -> str:
