@@ -120,7 +120,8 @@ class Watch:
             rest = rest[MAX_LINE:]
         found: list[Alert] = []
         for raw in ended:
-            if line := _text(raw):
+            line = _text(raw)
+            if line.strip():
                 found += self._look(line, now)
                 self._context.append(line)
             self._found.clear()
@@ -142,14 +143,14 @@ class Watch:
                 rule.suppressed += 1
                 continue
             context = tuple(self._context)[-rule.context :] if rule.context else ()
-            found.append(Alert(rule.name, self.console, now, printable(line), context, rule.suppressed))
+            found.append(Alert(rule.name, self.console, now, line.strip(), context, rule.suppressed))
             rule.last, rule.suppressed = now, 0
         return found
 
 
 def _text(raw: bytes) -> str:
     """Return a line as text that any terminal may show, without its escape sequences."""
-    return printable(_ESCAPES.sub(b"", raw)[: 4 * MAX_LINE].decode("utf-8", "replace")).strip()
+    return printable(_ESCAPES.sub(b"", raw).decode("utf-8", "replace").replace("\t", " "))
 
 
 class Notifier:
