@@ -22,8 +22,9 @@ from starlette.responses import PlainTextResponse, StreamingResponse
 from starlette.routing import Route
 
 from minerva.https import lifespan
+from minerva.https import server as server_module
 from minerva.https.client import HttpClient
-from minerva.https.errors import HttpUsageError, StreamError
+from minerva.https.errors import HttpError, HttpUsageError, StreamError
 from minerva.https.server import Limits, client_chain, make_server_context, serve
 from minerva.https.stream import TcpStream, TlsStream, web_stream
 from minerva.pki.certificates import dump_pem
@@ -729,6 +730,60 @@ def test_too_many_in_all() -> None:
                 assert status(await stream.read()) == 200
                 assert server.server.connections <= 21
             assert server.server.counters == {"accepted": 60, "displaced": 40}
+
+    run(test())
+
+
+@pytest.mark.parametrize("said", [b"", b"\x16\x03\x01"], ids=["silent", "begun"])
+def test_who_never_ends_a_handshake_gives_way(said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With addresses enough, a few connections a second would else keep all others out."""
+    monkeypatch.setattr(server_module, "GIVE_WAY_SECONDS", 0.2)
+
+    async def test() -> None:
+        limits = Limits(connections=10)
+        async with (
+            AsyncExitStack() as stack,
+            serving(echo, context=server_context(), limits=limits) as server,
+        ):
+            for _ in range(10):
+                stream = await server.raw()
+                stack.push_async_callback(stream.close)
+                if said:
+                    await stream.write(said)
+            await server.quiet(10)
+            with pytest.raises(HttpError):
+                await server.tls()
+            await asyncio.sleep(0.3)
+            client = await server.tls()
+            assert (await client.request("GET", "/")).status == 200
+            assert server.server.counters["displaced"] == 1
+            await client.close()
+
+    run(test())
+
+
+def test_who_never_ends_a_request_gives_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """But nobody whose request is being answered."""
+    monkeypatch.setattr(server_module, "GIVE_WAY_SECONDS", 0.2)
+
+    async def test() -> None:
+        async with (
+            AsyncExitStack() as stack,
+            serving(hanging, limits=Limits(connections=4, shutdown=0.1)) as server,
+        ):
+            for request in (GET, GET, b"POST / HTTP/1.1\r\nHost: h\r\nContent-Length: 9\r\n\r\n"):
+                stream = await server.raw()
+                stack.push_async_callback(stream.close)
+                await stream.write(request)
+            await server.quiet(3)
+            await asyncio.sleep(0.3)
+            for _ in range(2):
+                stream = await server.raw()
+                stack.push_async_callback(stream.close)
+                await stream.write(GET)
+                await asyncio.sleep(0.05)
+            assert server.server.counters == {"accepted": 5, "displaced": 1}
+            assert server.server.connections == 4
 
     run(test())
 

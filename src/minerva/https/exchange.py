@@ -99,7 +99,8 @@ class _Gone(Exception):
 class ServerConnection:
     """Serves one client over ``stream`` until either has had enough.
 
-    ``idle`` says whether no request is under way, and ``since`` from when; ``closing`` may be set to
+    ``idle`` says whether no request is under way, and ``answering`` whether one is there as a whole;
+    ``since`` is when the connection became idle, or when the request began to come. ``closing`` may be set to
     end after the present one.
     """
 
@@ -114,6 +115,7 @@ class ServerConnection:
         state: dict[str, Any],
     ) -> None:
         self.idle = True
+        self.answering = False
         self.since = time.monotonic()
         self.closing = False
         self._app = app
@@ -148,14 +150,15 @@ class ServerConnection:
         try:
             request = await self._head(wait)
             self._is_head = request.method == b"HEAD"
-            self.idle = False
+            self.idle, self.since = False, time.monotonic()
             body = await self._body(request)
             exchange = _Exchange(self, request, body)
         except _Refused as refused:
             await self._refuse(refused.status, str(refused))
             return False
+        self.answering = True
         finished = await self._answer(exchange)
-        self.idle, self.since = True, time.monotonic()
+        self.idle, self.answering, self.since = True, False, time.monotonic()
         return finished and self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
     # --- what comes ---

@@ -10,9 +10,10 @@ import asyncio
 import errno
 import logging
 import socket
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from cryptography import x509
@@ -30,6 +31,9 @@ from minerva.tls.context import accept_any_certificate, make_context
 __all__ = ["HttpServer", "Limits", "client_chain", "make_server_context", "serve", "tls_version"]
 
 log = logging.getLogger(__name__)
+
+GIVE_WAY_SECONDS = 1.0
+"""For how long nobody has to give way who is in the middle of the handshake or of a request."""
 
 
 def make_server_context(
@@ -85,8 +89,8 @@ class HttpServer:
     ) -> None:
         self.context = context
         self.counters: Counter[str] = Counter()
-        """``accepted``, ``refused`` (too many), ``displaced`` (idle ones for new ones), ``failed`` (TLS),
-        ``silent`` (closed again without a word)."""
+        """``accepted``, ``refused`` (too many), ``displaced`` (idle and slow ones for new ones),
+        ``failed`` (TLS), ``silent`` (closed again without a word)."""
         self._app = app
         self._limits = limits or Limits()
         self._lifespan = Lifespan(app)
@@ -167,15 +171,23 @@ class HttpServer:
         return len(self._clients) < self._limits.connections or self._displace(None)
 
     def _displace(self, peer: str | None) -> bool:
-        """End the connection (of ``peer``) that has been idle for longest; return whether there was one."""
-        idle = (
-            (client.connection.since, task)
+        """End the connection (of ``peer``) that has been idle for longest; return whether there was one.
+
+        If none is idle, the one goes that has taken longest to shake hands or to say what it wants: else
+        those who never do would keep all others out.
+        """
+        clients = [
+            (client, task)
             for task, client in self._clients.items()
-            if client.connection is not None and client.is_idle and (peer is None or client.peer == peer)
-        )
-        _, task = min(idle, key=lambda item: item[0], default=(0.0, None))
-        if task is None:
+            if not client.displaced and (peer is None or client.peer == peer)
+        ]
+        late = time.monotonic() - GIVE_WAY_SECONDS
+        found = [item for item in clients if item[0].is_idle] or [
+            item for item in clients if not item[0].is_answered and item[0].since <= late
+        ]
+        if not found:
             return False
+        _, task = min(found, key=lambda item: item[0].since)
         self.counters["displaced"] += 1
         self._clients[task].displaced = True
         task.cancel()
@@ -233,6 +245,7 @@ class _Client:
     address: tuple[str, int]
     connection: ServerConnection | None = None
     displaced: bool = False
+    began: float = field(default_factory=time.monotonic)
 
     @property
     def peer(self) -> str:
@@ -240,7 +253,17 @@ class _Client:
 
     @property
     def is_idle(self) -> bool:
-        return self.connection is not None and self.connection.idle and not self.displaced
+        return self.connection is not None and self.connection.idle
+
+    @property
+    def is_answered(self) -> bool:
+        """Whether it has said what it wants."""
+        return self.connection is not None and self.connection.answering
+
+    @property
+    def since(self) -> float:
+        """When what it does at present began."""
+        return self.began if self.connection is None else self.connection.since
 
     def end(self, task: asyncio.Task[None]) -> None:
         """End ``task``, which serves it: at once, or after the answer that is under way."""
