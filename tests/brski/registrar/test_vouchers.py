@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import sqlalchemy as sa
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from minerva.brski.registrar import manufacturers
+from minerva.brski.registrar import vouchers as service_module
 from minerva.brski.registrar.config import Audit, Config, Pledges
-from minerva.brski.registrar.database import DeviceState, reading, writing
+from minerva.brski.registrar.database import DeviceState, devices, reading, vouchers, writing
 from minerva.brski.registrar.devices import change_state, see_device, waive_audit
 from minerva.brski.registrar.errors import Refusal
 from minerva.brski.registrar.identity import ServiceIdentity
@@ -438,6 +440,64 @@ def test_one_pledge_causes_one_request_at_a_time(bench: Bench) -> None:
         await service.close()
 
     asyncio.run(scenario())
+
+
+def test_one_pledge_may_wait_for_so_many(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a nonce for each request it would else take all places while a MASA is slow."""
+    monkeypatch.setattr(service_module, "MAX_UNDER_WAY_PER_DEVICE", 2)
+    pledge, other = bench.maker.device("D-1"), bench.maker.device("D-2")
+
+    async def scenario() -> None:
+        gate = asyncio.Event()
+        bench.masa.gate = lambda: wait_for(gate)
+        service = bench.voucher_service(patience=0.05)
+
+        async def ask(whose: Pledge, nonce: str) -> int:
+            body = whose.request(bench.service.certificate, nonce)
+            try:
+                await bench.ask(whose, body, service=service)
+            except Refusal as refusal:
+                return refusal.status
+            return 200
+
+        assert [await ask(pledge, f"nonce-{number}") for number in range(4)] == [202, 202, 503, 503]
+        assert await ask(pledge, "nonce-0") == 202
+        assert await ask(other, "nonce-0") == 202
+        gate.set()
+        assert await ask(pledge, "nonce-0") == 200
+        await service.close()
+
+    asyncio.run(scenario())
+
+
+def test_so_many_vouchers_are_made_and_kept(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device asks with a new nonce as often as it likes: it must not fill the disk."""
+    monkeypatch.setattr(service_module, "MAX_VOUCHERS", 4)
+    monkeypatch.setattr(
+        service_module,
+        "_LAST_KEPT",
+        service_module._LAST_KEPT.offset(None).offset(service_module.MAX_VOUCHERS),
+    )
+    pledge = bench.maker.device("D-1")
+    bodies = [pledge.request(bench.service.certificate, f"nonce-{number}") for number in range(6)]
+    first = bench.asks(pledge, bodies[0])
+    for body in bodies[1:4]:
+        bench.asks(pledge, body)
+    refusal = refused(bench, pledge, bodies[4])
+    assert (refusal.status, refusal.retry_after) == (503, 60)
+    assert bench.asks(pledge, bodies[0]) == first
+    bench.asks(bench.maker.device("D-2"))
+    bench.now += timedelta(hours=1, seconds=1)
+    for body in bodies[4:]:
+        bench.asks(pledge, body)
+    with reading(bench.engine) as connection:
+        nonces = connection.scalars(
+            sa.select(vouchers.c.nonce)
+            .join(devices)
+            .where(devices.c.serial_number == "D-1")
+            .order_by(vouchers.c.id)
+        ).all()
+    assert nonces == [f"nonce-{number}" for number in range(2, 6)]
 
 
 async def wait_for(gate: asyncio.Event) -> None:

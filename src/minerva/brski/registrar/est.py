@@ -61,8 +61,8 @@ MAX_BODY: Final = 65_536
 """The largest body of a request, in bytes."""
 
 MAX_CERTIFICATES, CERTIFICATES_PERIOD = 64, timedelta(days=1)
-"""How many certificates one device gets within that time, or within the life of one if that is less. All that are
-valid are in the CRL when it is revoked, and a CRL that has become too large to be fetched revokes nobody."""
+"""How many certificates one device gets within that time, or within the life of one if that is less. All that
+are valid are in the CRL when it is revoked, and a CRL that is too large to be fetched revokes nobody."""
 
 RETRY_AFTER: Final = 10
 """After how many seconds a client may try again while the database or the CA does not answer."""

@@ -67,7 +67,7 @@ MAX_UNDER_WAY: Final = 1_000
 """How many devices' vouchers are being fetched at a time."""
 
 MAX_UNDER_WAY_PER_DEVICE: Final = 16
-"""How many of them one device may have, each for another nonce: it tries several join proxies beside each other."""
+"""How many of them one device may have, each for another nonce: it tries several join proxies at once."""
 
 MAX_VOUCHERS, VOUCHERS_PERIOD = 64, timedelta(hours=1)
 """How many vouchers of a device are kept, the newest, and how many it gets within that time."""
