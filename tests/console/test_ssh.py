@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pty
 import shutil
@@ -635,3 +636,34 @@ def test_the_keys_of_the_server_stay_and_are_for_root_alone(tmp_path: Path) -> N
     assert [key.get_fingerprint() for key in host_keys(tmp_path)] == first
     for path in tmp_path.glob("ssh_host_*_key"):
         assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_only_so_many_keys_are_tried(tmp_path: Path, people: People) -> None:
+    async def test(office: SshOffice) -> None:
+        strangers = [asyncssh.generate_private_key("ssh-ed25519") for _ in range(40)]
+        asked = []
+        users_of_key = office.access.users_of_key
+        office.access.users_of_key = lambda blob: asked.append(blob) or users_of_key(blob)  # type: ignore[method-assign,func-returns-value]
+        with pytest.raises(asyncssh.DisconnectError):
+            await connect(office, "rack1", client_keys=strangers)
+        assert len(asked) == 20
+        good = asyncssh.read_private_key(people.keys.path("will"))
+        async with await connect(office, "rack1", client_keys=[*strangers[:10], good]):
+            pass
+
+    run(tmp_path, people, [Line("rack1")], test)
+
+
+def test_a_stranger_sends_only_so_much(tmp_path: Path, people: People) -> None:
+    async def test(office: SshOffice) -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", office.port)
+        writer.write(b"SSH-2.0-stranger\r\n" + bytes([0, 0, 0x80, 0]) * 100_000)
+        with contextlib.suppress(ConnectionResetError):
+            await reader.read()
+        writer.close()
+        entries = await office.entries()
+        assert not any(entry["allowed"] for entry in entries)
+        async with await connect(office, "walt:rack1", password="open sesame"):
+            pass
+
+    run(tmp_path, people, [Line("rack1")], test)

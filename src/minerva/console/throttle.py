@@ -71,7 +71,11 @@ class Throttle:
 
     def password_blocked(self, source: str, now: float) -> bool:
         """Return whether no password is to be taken from a source now."""
-        return self.blocked(source, now) or (now < self._total_spent_until and source not in self._good)
+        return self.blocked(source, now) or (now < self._total_spent_until and not self.known(source))
+
+    def known(self, source: str) -> bool:
+        """Return whether somebody has logged in from there before."""
+        return source in self._good
 
     def failed(self, source: str, now: float, *, guess: bool) -> None:
         """Count a failed login; ``guess`` if it was by a password."""

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -43,6 +44,10 @@ KEEPALIVES: Final = 10
 MAX_PASSWORDS: Final = 4
 MAX_KEYS: Final = 20
 """Keys and passwords that one connection may try."""
+MAX_FAILURES: Final = 24
+"""Attempts of any kind that may fail in one connection."""
+LOGIN_BYTES: Final = 131_072
+"""Bytes that a client may send before it has logged in: what it makes us do is bounded by that."""
 MAX_SESSIONS: Final = 16
 """Sessions in one connection."""
 REPLAY: Final = 4096
@@ -86,8 +91,11 @@ class SshFront:
         self.escape = escape
         self.throttle = throttle
         self.logins = Logins()
-        # Hashing passwords takes long and much memory: one at a time, and never in the event loop.
-        self.hashing = ThreadPoolExecutor(1, thread_name_prefix="password")
+        # Hashing passwords takes long and much memory: one at a time, and never in the event loop. Whoever
+        # has logged in before does not queue with strangers.
+        self._hashing = {
+            known: ThreadPoolExecutor(1, thread_name_prefix="password") for known in (True, False)
+        }
         self._keys = host_keys(directory)
         # What it says at lower levels has the names that strangers log in with, as they are.
         asyncssh.set_log_level(logging.WARNING)
@@ -120,7 +128,14 @@ class SshFront:
         """End all connections."""
         for task in self._connections:
             task.cancel()
-        self.hashing.shutdown(wait=False, cancel_futures=True)
+        for executor in self._hashing.values():
+            executor.shutdown(wait=False, cancel_futures=True)
+
+    async def check_password(self, user: str, password: str, source: str) -> bool:
+        """Return whether this is the user's password."""
+        executor = self._hashing[self.throttle.known(source)]
+        check = self.desk.guard.access.check_password
+        return await asyncio.get_running_loop().run_in_executor(executor, check, user, password)
 
     # -- inside
 
@@ -184,7 +199,7 @@ class _Server(asyncssh.SSHServer):
         self._login = Login(None, console)
         self._name = ""
         self._candidate: Identity | None = None
-        self._passwords = self._keys = 0
+        self._passwords = self._keys = self._failures = self._bytes = 0
         self._counted = False
         self.identity: Identity | None = None
         self.sessions: set[_Session] = set()
@@ -198,6 +213,11 @@ class _Server(asyncssh.SSHServer):
         # asyncssh does nothing when the transport is full: the client's window may be far larger.
         conn.pause_writing = self._pause_writing  # type: ignore[method-assign]
         conn.resume_writing = self._resume_writing  # type: ignore[method-assign]
+        # Nor does it limit what a stranger may send and try.
+        conn.data_received = partial(self._received, conn.data_received)  # type: ignore[method-assign]
+        conn.send_userauth_failure = partial(  # type: ignore[method-assign]
+            self._attempt_failed, conn.send_userauth_failure
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """Count it if nobody logged in, and end the sessions."""
@@ -231,12 +251,9 @@ class _Server(asyncssh.SSHServer):
         if front.throttle.password_blocked(self._source, front.desk.clock()):
             self._fail("too many failed logins", guess=False)
             return False
-        loop = asyncio.get_running_loop()
         if user == BREAK_GLASS:
             try:
-                found = await loop.run_in_executor(
-                    None, front.tokens.use, password, self._where, front.desk.clock()
-                )
+                found = await asyncio.to_thread(front.tokens.use, password, self._where, front.desk.clock())
             except TokenError as error:
                 self._fail(str(error), guess=True)
                 return False
@@ -245,8 +262,7 @@ class _Server(asyncssh.SSHServer):
         if user is None:
             self._fail("a password needs USER:CONSOLE to log in with", guess=True)
             return False
-        access = front.desk.guard.access
-        if await loop.run_in_executor(front.hashing, access.check_password, user, password):
+        if await front.check_password(user, password, self._source):
             self._candidate = Identity(user, self._where, "password")
             return True
         self._fail("wrong password", guess=True)
@@ -318,6 +334,22 @@ class _Server(asyncssh.SSHServer):
     def _too_many(self) -> None:
         assert self._conn is not None
         self._conn.disconnect(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "too many attempts")
+
+    def _received(self, receive: Callable[[bytes, int | None], None], data: bytes, *rest: int | None) -> None:
+        if self.identity is None:
+            self._bytes += len(data)
+            if self._bytes > LOGIN_BYTES:
+                assert self._conn is not None
+                self._conn.abort()
+                return
+        receive(data, *rest)
+
+    def _attempt_failed(self, tell: Callable[[bool], None], partial_success: bool) -> None:
+        self._failures += 1
+        if self._failures > MAX_FAILURES:
+            self._too_many()
+        else:
+            tell(partial_success)
 
     def _pause_writing(self) -> None:
         self.transport_full = True
