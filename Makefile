@@ -22,7 +22,7 @@ UML ?= $(HOME)/.cache/minerva/uml
 .PHONY: help venv demo test test-kernel lint bench fuzz soak matrix clean
 
 help:
-	@echo "make demo    four new devices are let into a network, which then loses a cable (needs root)"
+	@echo "make demo    four new devices are let into a network, which loses a cable, and more (needs root)"
 	@echo "make test    all tests (the lab's need root)"
 	@echo "make test-kernel  the kernel's own data plane, under User Mode Linux (built once: UML=DIR)"
 	@echo "make venv    only the virtual environment: then .venv/bin/minerva runs"
@@ -37,7 +37,7 @@ $(VENV)/.installed: pyproject.toml tools/check-system
 	@sh tools/check-system $(PYTHON)
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing Minerva and its libraries into $(VENV)" >&2
-	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[registrar]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[registrar,console]'
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
@@ -53,7 +53,7 @@ venv: $(VENV)/.installed
 
 demo: venv
 	@test "$$(id -u)" = 0 || { echo "make demo makes network namespaces: run it as root (sudo make demo)" >&2; exit 2; }
-	@$(MINERVA) lab run ring:5 --zero-touch --cut n1-n2
+	@$(MINERVA) lab run ring:5 --zero-touch --cut n1-n2 --console
 
 test: $(VENV)/.test
 	@sh tools/apt-packages $(TEST_PACKAGES)

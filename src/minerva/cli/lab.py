@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -117,6 +117,11 @@ class _Progress:
 @click.option("--pcap", type=click.Path(path_type=Path), help="Directory for one capture file a link.")
 @click.option("--keylog", is_flag=True, help="With --pcap: a wireshark/ profile there with all session keys.")
 @click.option("--cut", metavar="A-B", help="Then cut this link and wait until all is well again.")
+@click.option(
+    "--console",
+    is_flag=True,
+    help="At the end break the network of every host, and open a machine's console over the ACP.",
+)
 @_zero_touch_option
 @_lifetime_option
 @_timeout_option
@@ -127,6 +132,7 @@ def run(
     pcap: Path | None,
     keylog: bool,
     cut: str | None,
+    console: bool,
     zero_touch: bool,
     lifetime: int | None,
     timeout: float,
@@ -164,6 +170,9 @@ def run(
                 found["heal_seconds"] = round(await network.cut(cut_link, timeout, progress), 3)
             except LabError as error:
                 found["error"] = f"after the cut: {error}"
+        if console and found["error"] is None:
+            # Those whose cable is cut are the farthest apart.
+            await _show_console(network, cut_link.nodes if cut_link is not None else (), found, progress)
         if not as_json:
             click.echo(f"\n{shown}\n\n{report.summary(network, found)}")
         return found
@@ -171,7 +180,28 @@ def run(
     found = asyncio.run(_carry_out(network, work(), progress, pcap=pcap))
     if cut_link is not None:
         found.setdefault("heal_seconds", None)
+    if console:
+        found.setdefault("console", None)
     _end(found, as_json=as_json)
+
+
+async def _show_console(lab: Lab, ends: Sequence[str], found: _Found, progress: _Progress) -> None:
+    """Break all hosts' networks and open a console; add to ``found`` what came of it."""
+    from minerva.lab.console_act import console_act
+
+    try:
+        operator, server = ends or (None, None)
+        act = await console_act(lab, operator=operator, server=server, note=progress.note)
+    except (MinervaError, OSError) as error:
+        found["error"] = f"the console: {error}"
+    else:
+        found["console"] = {
+            "operator": act.operator,
+            "server": act.server,
+            "address": act.address,
+            "seconds": act.seconds,
+            "transcript": list(act.transcript),
+        }
 
 
 async def _reach_all(lab: Lab, timeout: float, progress: _Progress) -> _Found:

@@ -119,11 +119,29 @@ def summary(lab: Lab, found: dict[str, Any]) -> str:
             f"{_count(found['channels'], 'encrypted channel')} over {_count(found['links'], where)} "
             "and computed their routes. None of them was configured."
         )
-    if found.get("heal_seconds") is not None:
-        lines.append(
-            f"After the cut, all of them reached each other again within {found['heal_seconds']:.1f} seconds."
-        )
+    lines += _healing(found) + _console(found)
     return "\n".join(lines)
+
+
+def _healing(found: dict[str, Any]) -> list[str]:
+    if found.get("heal_seconds") is None:
+        return []
+    return [
+        f"After the cut, all of them reached each other again within {found['heal_seconds']:.1f} seconds."
+    ]
+
+
+def _console(found: dict[str, Any]) -> list[str]:
+    """Return what an operator saw of a machine's console, as on a screen."""
+    if (act := found.get("console")) is None:
+        return []
+    return [
+        "Then every host lost all its addresses and routes, its IPv6, and what its firewall let in. "
+        f"The operator on {act['operator']} opened the console of a machine at {act['server']} all the same, "
+        f"by SSH over the control plane, in {act['seconds']:.1f} seconds:",
+        "",
+        *(f"    {line}" for line in act["transcript"] if line.strip()),
+    ]
 
 
 def _count(number: int, what: str) -> str:
