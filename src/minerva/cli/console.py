@@ -435,6 +435,52 @@ def _show_line(line: Any, as_json: bool, *, with_name: bool) -> None:
 # --- access ------------------------------------------------------------------------------------------------
 
 
+@console.command(short_help="Find serial lines, and what is at their other end.")
+@click.option("--listen", "seconds", type=FiniteRange(0, 60), help="Listen so many seconds to each.")
+@click.option("--speed", type=click.IntRange(50, 16_000_000), default=115_200, show_default=True)
+@click.option("--enter", is_flag=True, help="Type Enter first, so that the device says something.")
+@options.as_json
+def discover(seconds: float | None, speed: int, enter: bool, as_json: bool) -> None:
+    """Show the serial lines of this machine, by names that stay the same when adapters are plugged.
+
+    With --listen, a name is suggested from what the device says, such as "web1 login:". A line that another
+    program has is not disturbed.
+    """
+    from minerva.console.backends.base import BackendError
+
+    try:
+        from minerva.console import discovery
+
+        if seconds:
+            import serial  # noqa: F401  # only listening needs it
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("minerva"):
+            raise
+        raise UsageError(_EXTRA) from error
+
+    async def name_of(path: str) -> tuple[str, str]:
+        try:
+            said = await discovery.listen(path, speed=speed, seconds=seconds or 0.0, enter=enter)
+        except BackendError as error:
+            return "", str(error)
+        return discovery.suggested_name(said) or "", "" if said else "says nothing"
+
+    async def names(paths: list[str]) -> list[tuple[str, str]]:
+        return await asyncio.gather(*map(name_of, paths))
+
+    found = discovery.adapters()
+    guesses = asyncio.run(names([one.path for one in found])) if seconds else [("", "")] * len(found)
+    rows = [
+        (one.path, one.device, one.description, name, remark)
+        for one, (name, remark) in zip(found, guesses, strict=True)
+    ]
+    head = ("path", "device", "description", "name", "remark")
+    if as_json:
+        click.echo(json.dumps([dict(zip(head, row, strict=True)) for row in rows]))
+    else:
+        click.echo(table(tuple(title.upper() for title in head), rows, "there are no serial lines here"))
+
+
 @console.command()
 def password() -> None:
     """Ask for a password and print its hash, for the setting 'password' of a user."""
