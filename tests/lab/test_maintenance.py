@@ -9,7 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -205,3 +207,32 @@ def test_who_is_revoked_is_out(lab: StandingLab) -> None:
 def _neighbour(lab: StandingLab, node: str, port: str) -> dict[str, Any]:
     [row] = [row for row in lab.status(node)["neighbours"] if row["port"] == port]
     return dict(row)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_lifetimes_of_two_minutes(tmp_path: Path) -> None:
+    """Twenty minutes of renewals in a ring: no ping is lost.
+
+    covers: 6.2.5.4-1
+    """
+    seconds = float(os.environ.get("MINERVA_SOAK_SECONDS", "1200"))
+    names = ("n1", "n2", "n3", "n4")
+    with (
+        standing_lab("ring:4", "soak", tmp_path, "--zero-touch", "--lifetime", "120") as lab,
+        ExitStack() as stack,
+    ):
+        every = [
+            stack.enter_context(pings(lab, source, target))
+            for source in names
+            for target in names
+            if source != target
+        ]
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            for one in every:
+                one.send()
+            time.sleep(0.2)
+        assert [one.lost() for one in every] == [0] * len(every)
+        for node in names:
+            assert lab.status(node)["certificate"]["renewals"] >= seconds // 60 - 1
