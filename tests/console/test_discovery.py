@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from minerva.cli.main import main
+from minerva.cli.console import console
 from minerva.console import discovery
 from minerva.console.backends.base import BackendError
 from minerva.console.discovery import Adapter, adapters, listen, suggested_name
@@ -108,10 +108,10 @@ def test_listening_to_a_line(tmp_path: Path) -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [Adapter("/dev/ttyX", str(tmp_path / "gone"), "an adapter \x1b")]
     monkeypatch.setattr(discovery, "adapters", lambda: lines)
-    shown = CliRunner().invoke(main, ["console", "discover"])
+    shown = CliRunner().invoke(console, ["discover"])
     assert shown.exit_code == 0
     assert "an adapter \\u001b" in shown.output
-    heard = CliRunner().invoke(main, ["console", "discover", "--json", "--listen", "0.1"])
+    heard = CliRunner().invoke(console, ["discover", "--json", "--listen", "0.1"])
     assert json.loads(heard.output) == [
         {
             "path": str(tmp_path / "gone"),
@@ -122,4 +122,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         }
     ]
     lines.clear()
-    assert CliRunner().invoke(main, ["console", "discover"]).output == "there are no serial lines here\n"
+    assert CliRunner().invoke(console, ["discover"]).output == "there are no serial lines here\n"
