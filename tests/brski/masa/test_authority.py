@@ -36,6 +36,15 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
     return create_authority(tmp_path_factory.mktemp("masa"), settings, NOW)
 
 
+def test_what_a_masa_knows_is_nobody_s_business(tmp_path: Path) -> None:
+    """Its database as well, whose file anybody may read who gets there."""
+    directory = tmp_path / "masa"
+    directory.mkdir()
+    directory.chmod(0o755)
+    create_authority(directory, Settings("Maker", "masa.example.com:9443"), NOW)
+    assert directory.stat().st_mode & 0o777 == 0o700
+
+
 def test_an_idevid(authority: Authority) -> None:
     """covers: P-1, P-2, P-3"""
     key = generate_key(KeyType.P256)

@@ -128,6 +128,8 @@ def create_authority(directory: Path, settings: Settings, now: datetime) -> Auth
     directory.mkdir(parents=True, exist_ok=True, mode=0o700)
     with locked(directory):
         check_free(directory)
+        # Also one that was there: who bought what is nobody's business on this machine.
+        directory.chmod(0o700)
         root_key = generate_key(KeyType.P256)
         name = _name(settings, "Root CA")
         builder = _ca_builder(name, root_key, now, path_length=1).issuer_name(name)
