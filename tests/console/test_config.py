@@ -26,6 +26,7 @@ from minerva.console.port_config import (
 from minerva.core.errors import UsageError
 
 KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIAABAgMEBQYHCAkKCwwNDg8QERITFBUWFxgZGhscHR4f alice@desk"
+HASH = "$scrypt$ln=14,r=8,p=5$AAECAwQFBgcICQoLDA0ODw$AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8"
 
 EVERYTHING = f"""
 log_level = "debug"
@@ -69,7 +70,7 @@ admin = []
 
 [console.users.alice]
 keys = ["{KEY}"]
-password = "scrypt$secret"
+password = "{HASH}"
 groups = ["ops"]
 admin = ["lab-?"]
 
@@ -139,7 +140,7 @@ def test_all_settings() -> None:
     assert found.records == config.Records(("a*",), ("ab*",), 1, 2, "none", 0, 0)
     assert found.access == config.Access((KEY,), False, 3)
     assert found.groups == {"ops": config.Group(("*",), ("web*",), ("web1",))}
-    assert found.users == {"alice": config.User((KEY,), "scrypt$secret", ("ops",), admin=("lab-?",))}
+    assert found.users == {"alice": config.User((KEY,), HASH, ("ops",), admin=("lab-?",))}
     assert found.alerts == {
         "panic": config.Alert("Kernel panic", ("web*",), ("log", "webhook"), "https://example.net/hook", 3, 0)
     }
@@ -228,6 +229,14 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
     ("text", "sentence"),
     [
         ("console = 1", "console must be a table"),
+        (
+            '[console.users.a]\npassword = "secret"',
+            "console.users.a.password must be a hash that 'minerva console password' prints",
+        ),
+        (
+            "[console.users.break-glass]",
+            "console.users: break-glass is the name for one-time tokens, and nobody else's",
+        ),
         ("[console]\nother = 1", "console: there is no setting 'other'"),
         ("[console]\nports = 1", "console.ports must be a table of tables"),
         ('[console]\ndirectory = "x"', "console.directory must begin with /"),

@@ -17,7 +17,8 @@ import pytest
 
 asyncssh = pytest.importorskip("asyncssh")
 
-from minerva.console.access import BREAK_GLASS, Role  # noqa: E402
+from minerva.console.access import Role  # noqa: E402
+from minerva.console.config import BREAK_GLASS  # noqa: E402
 from minerva.console.fronts.ssh import Login, parse_login  # noqa: E402
 from minerva.console.passwords import hash_password  # noqa: E402
 from minerva.console.power import PowerAction  # noqa: E402

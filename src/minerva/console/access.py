@@ -21,8 +21,6 @@ from minerva.console.config import ROLES, Config, Group, User
 from minerva.core.errors import MinervaError
 
 EVERYTHING: Final = "*"
-BREAK_GLASS: Final = "break-glass"
-"""The name to log in with whose password is a one-time token."""
 
 
 class Role(enum.IntEnum):

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from minerva.console import passwords
 from minerva.console.port_config import Port, choice, number, port
 from minerva.core import settings
 from minerva.core.errors import UsageError
@@ -23,6 +24,8 @@ from minerva.core.errors import UsageError
 ROLES: Final = ("view", "write", "power", "admin")
 ALERT_TARGETS: Final = ("log", "syslog", "webhook", "grasp")
 COMPRESSIONS: Final = ("none", "gzip", "zstd")
+BREAK_GLASS: Final = "break-glass"
+"""The name to log in with whose password is a one-time token."""
 ACP: Final = "acp"
 LOOPBACK: Final = "loopback"
 
@@ -244,6 +247,8 @@ def _check(config: Config, where: str) -> None:
                     f"{where}.{kind}: {name!r} cannot be a name: letters, digits, '.', '_' and '-' can, "
                     "at first a letter or digit"
                 )
+    if BREAK_GLASS in config.users:
+        raise UsageError(f"{where}.users: {BREAK_GLASS} is the name for one-time tokens, and nobody else's")
     for name, user in config.users.items():
         _check_user(user, config, f"{where}.users.{_quoted(name)}")
     for name, alert in config.alerts.items():
@@ -281,6 +286,8 @@ def _check_records(records: Records, where: str) -> None:
 def _check_user(user: User, config: Config, where: str) -> None:
     for key in user.keys:
         _check_key(key, f"{where}.keys")
+    if user.password and not passwords.is_hash(user.password):
+        raise UsageError(f"{where}.password must be a hash that 'minerva console password' prints")
     for group in user.groups:
         if group not in config.groups:
             raise UsageError(f"{where}.groups: there is no group {group!r}")

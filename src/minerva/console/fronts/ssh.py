@@ -22,8 +22,9 @@ from typing import Final
 
 import asyncssh
 
-from minerva.console.access import BREAK_GLASS, Access, Identity
+from minerva.console.access import Access, Identity
 from minerva.console.break_glass import TokenError, Tokens
+from minerva.console.config import BREAK_GLASS
 from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.driver import Driver

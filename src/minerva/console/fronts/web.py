@@ -35,9 +35,9 @@ from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
 
 from minerva.console import record_files, record_search
-from minerva.console.access import BREAK_GLASS, Access, Action, Identity
+from minerva.console.access import Access, Action, Identity
 from minerva.console.break_glass import TokenError, Tokens
-from minerva.console.config import Web
+from minerva.console.config import BREAK_GLASS, Web
 from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.web_tls import Certificate
