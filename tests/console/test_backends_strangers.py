@@ -8,12 +8,14 @@ import logging
 import os
 import socket
 import termios
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import serial
 
 from minerva.console.backends import sol
 from minerva.console.backends.base import BackendError, Flow, LineSettings, Modem, Unsupported
@@ -108,6 +110,41 @@ def test_why_a_serial_line_cannot_be_opened(tmp_path: Path) -> None:
         file.write_text("")
         with pytest.raises(BackendError, match="file cannot be"):
             await SerialBackend(SerialPort(device=str(file))).open()
+
+    asyncio.run(scenario())
+
+
+def test_an_adapter_that_hangs_when_it_is_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("minerva.console.backends.serial.OPEN_SECONDS", 0.1)
+    release = threading.Event()
+    opened = SerialBackend._open
+
+    def slowly(self: SerialBackend) -> serial.Serial:
+        line = opened(self)
+        release.wait()
+        return line
+
+    async def scenario() -> None:
+        async with line(tmp_path) as (near, _):
+            backend = SerialBackend(SerialPort(device=str(near)))
+            monkeypatch.setattr(SerialBackend, "_open", slowly)
+            for _ in range(2):
+                with pytest.raises(
+                    BackendError, match=r"could not be opened within|is in use by another console"
+                ):
+                    await backend.open()
+                await backend.close()
+            monkeypatch.setattr(SerialBackend, "_open", opened)
+            release.set()
+            # What was opened too late has been closed again.
+            async with asyncio.timeout(10):
+                while True:
+                    try:
+                        await backend.open()
+                        break
+                    except BackendError:
+                        await asyncio.sleep(0.02)
+            await backend.close()
 
     asyncio.run(scenario())
 

@@ -9,7 +9,14 @@ from collections.abc import Callable
 from ipaddress import IPv4Address
 from typing import Final, cast
 
-from minerva.console.backends.base import BackendError, Dialer, SystemDialer, read_password, why
+from minerva.console.backends.base import (
+    CONNECT_SECONDS,
+    BackendError,
+    Dialer,
+    SystemDialer,
+    read_password,
+    why,
+)
 from minerva.console.ipmi import (
     COMPLETION,
     NETFN_APP,
@@ -92,7 +99,10 @@ class IpmiClient(asyncio.DatagramProtocol):
         except IpmiError as error:
             raise BackendError(str(error)) from error
         try:
-            sock = await self._dialer.datagram(settings.host, settings.port)
+            async with asyncio.timeout(CONNECT_SECONDS):
+                sock = await self._dialer.datagram(settings.host, settings.port)
+        except TimeoutError as error:
+            raise BackendError(f"the address of the BMC {self.where} is not found in time") from error
         except OSError as error:
             raise BackendError(f"the BMC {self.where} cannot be reached: {why(error)}") from error
         self.ended, self._unreachable = None, ""

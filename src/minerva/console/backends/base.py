@@ -10,13 +10,18 @@ import asyncio
 import enum
 import os
 import socket
+import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from minerva.core.errors import MinervaError
 from minerva.core.secret import Secret
 from minerva.core.text import printable
+
+_T = TypeVar("_T")
+_A = TypeVar("_A")
 
 READ_SIZE: Final = 65_536
 CONNECT_SECONDS: Final = 20.0
@@ -184,6 +189,48 @@ def read_password(path: str) -> Secret:
         raise BackendError(f"the password cannot be read from {path}: {why(error)}") from error
 
 
+async def in_own_thread(function: Callable[[], _T], late: Callable[[_T], None] | None = None) -> _T:
+    """Run a function that may block in a thread of its own, so that it can hold up nobody but its caller.
+
+    If the caller has given up by then, ``late`` is called with the result, in that thread.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[_T] = loop.create_future()
+
+    def deliver(result: _T) -> None:
+        if future.cancelled():
+            if late is not None:
+                # It may block as well.
+                threading.Thread(target=late, args=(result,), daemon=True).start()
+        else:
+            future.set_result(result)
+
+    def fail(error: Exception) -> None:
+        if not future.cancelled():
+            future.set_exception(error)
+
+    def run() -> None:
+        try:
+            result = function()
+        except Exception as error:
+            _call(loop, fail, error)
+        else:
+            if not _call(loop, deliver, result) and late is not None:
+                late(result)
+
+    threading.Thread(target=run, daemon=True).start()
+    return await future
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[[_A], None], argument: _A) -> bool:
+    """Have the loop call a function; return whether there still is a loop."""
+    try:
+        loop.call_soon_threadsafe(function, argument)
+    except RuntimeError:
+        return False
+    return True
+
+
 class Dialer(Protocol):
     """How sockets to devices are made: in which network."""
 
@@ -208,7 +255,7 @@ class SystemDialer:
     async def _connect(self, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
         loop = asyncio.get_running_loop()
         failure: OSError = OSError("the name has no address")
-        for family, _, protocol, _, address in await loop.getaddrinfo(host, port, type=kind):
+        for family, _, protocol, _, address in await _addresses(host, port, kind):
             sock = socket.socket(family, kind, protocol)
             try:
                 sock.setblocking(False)
@@ -222,6 +269,14 @@ class SystemDialer:
             else:
                 return sock
         raise failure
+
+
+async def _addresses(host: str, port: int, kind: socket.SocketKind) -> list[Any]:
+    """Return the addresses of a host; a name server that does not answer holds up nobody else."""
+    try:
+        return socket.getaddrinfo(host, port, type=kind, flags=socket.AI_NUMERICHOST)
+    except socket.gaierror:
+        return await in_own_thread(lambda: socket.getaddrinfo(host, port, type=kind))
 
 
 async def dial(dialer: Dialer, host: str, port: int) -> socket.socket:

@@ -26,6 +26,7 @@ from minerva.console.backends.base import (
     Modem,
     Unsupported,
     appeared,
+    in_own_thread,
     why,
 )
 from minerva.console.backends.descriptor import DescriptorStream
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 OPEN_SECONDS: Final = 10.0
+CLOSE_SECONDS: Final = 5.0
 _DRAIN_LOOK: Final = 0.02
 _DRAIN_SECONDS: Final = 30.0
 _VMIN: Final = 6
@@ -85,7 +87,7 @@ class SerialBackend(Base):
         # An adapter that is sick can hold up whoever opens it.
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                self._serial = await asyncio.to_thread(self._open)
+                self._serial = await in_own_thread(self._open, _close)
         except TimeoutError as error:
             raise BackendError(f"{self._path} could not be opened within {OPEN_SECONDS:g} s") from error
         self._stream = DescriptorStream(self._open_serial().fileno())
@@ -122,11 +124,11 @@ class SerialBackend(Base):
         before = self._settings
         await self._drained()
         try:
-            await asyncio.to_thread(_apply, line, settings)
+            await in_own_thread(lambda: _apply(line, settings))
         except (ValueError, OSError, termios.error) as error:
             # Some settings may have been taken.
             with suppress(ValueError, OSError, termios.error):
-                await asyncio.to_thread(_apply, line, before)
+                await in_own_thread(lambda: _apply(line, before))
             raise Unsupported(f"{self._path} does not do {settings}: {_reason(error)}") from error
         self._settings = settings
         return settings
@@ -169,7 +171,11 @@ class SerialBackend(Base):
             self._stream.detach()
             self._stream = None
         if line is not None:
-            await asyncio.to_thread(_close, line)
+            try:
+                async with asyncio.timeout(CLOSE_SECONDS):
+                    await in_own_thread(lambda: _close(line))
+            except TimeoutError:
+                log.warning("%s does not let itself be closed", self._path)
 
     async def returned(self) -> None:
         """Wait until the device appears, if it is away."""
