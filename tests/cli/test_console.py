@@ -1,0 +1,187 @@
+"""``minerva console``, against a server that runs."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.console.serving import Serving, until
+
+
+@pytest.fixture(scope="module")
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    it = Serving(tmp_path_factory.mktemp("console"))
+    it.ports["evil"] = {
+        "type": "process",
+        "command": ["sh", "-c", r"printf '\033]0;pwned\007\033[2Jboo\n'; exec cat"],
+        "description": "a\x1b[31mb",
+        "power": {"x": 1},
+    }
+    del it.ports["evil"]["power"]
+    flag = it.directory / "on"
+    it.extra = (
+        "[console.ports.echo.power]\ntype = 'command'\n"
+        f"on = ['touch', '{flag}']\noff = ['rm', '{flag}']\n"
+        f"status = ['sh', '-c', 'test -e {flag} && echo on || echo off']\n"
+    )
+    it.write()
+    with it:
+        yield it
+
+
+def test_list(serving: Serving) -> None:
+    done = serving.cli("list")
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^echo +Connected +0 +- +-$", done.stdout, re.MULTILINE)
+    assert "\x1b" not in done.stdout
+    assert "a\\u001b[31mb" in done.stdout
+    found = json.loads(serving.cli("list", "--json").stdout)
+    assert [item["name"] for item in found] == ["echo", "evil", "sh"]
+
+
+def test_send_log_search(serving: Serving) -> None:
+    assert serving.cli("send", "sh", "echo", "one$(echo two)").returncode == 0
+    assert serving.cli("send", "sh", "--stdin", text="echo three$(echo four)\r").returncode == 0
+
+    def logged() -> bool:
+        return "threefour" in serving.cli("log", "sh").stdout
+
+    until(logged, "the record has it")
+    found = serving.cli("search", "^(onetwo|threefour)$", "--json").stdout.splitlines()
+    assert [json.loads(line)["text"] for line in found] == ["onetwo", "threefour"]
+    assert serving.cli("search", "[").returncode == 2
+    assert serving.cli("send", "sh").returncode == 2
+    log = until(lambda: (it := serving.cli("log", "evil").stdout) and "boo" in it and it, "the record")
+    assert "\x1b" not in log
+    assert "\x07" not in log
+
+
+def test_replay(serving: Serving) -> None:
+    serving.cli("send", "echo", "--no-enter", "as it was")
+    until(lambda: "as it was" in serving.cli("replay", "--speed", "1000", "echo").stdout, "the record")
+
+
+def test_power_asks_first(serving: Serving) -> None:
+    assert serving.cli("power", "echo", "status").stdout == "the machine of echo is off\n"
+    done = serving.cli("power", "echo", "on", text="n\n")
+    assert done.returncode != 0
+    assert "switch echo on? Nobody is attached" in done.stdout
+    assert serving.cli("power", "echo", "on", text="y\n").returncode == 0
+    assert serving.cli("power", "echo", "status").stdout == "the machine of echo is on\n"
+    assert serving.cli("power", "echo", "off", "--yes").returncode == 0
+    done = serving.cli("power", "sh", "status")
+    assert (done.returncode, done.stderr) == (
+        1,
+        "minerva: nothing is configured to switch the machine of sh\n",
+    )
+
+
+def test_what_is_not_there(serving: Serving, tmp_path: Path) -> None:
+    done = serving.cli("send", "nothing", "x")
+    assert (done.returncode, done.stderr) == (1, "minerva: there is no console nothing\n")
+    done = serving.cli("list", "--run-dir", str(tmp_path))
+    assert done.returncode == 1
+    assert "minerva console run" in done.stderr
+    done = serving.cli("list", "--domain")
+    assert done.returncode == 1
+    assert "no node runs" in done.stderr
+    done = serving.cli("connect", "fd00::1", "2222")
+    assert done.returncode == 1
+    assert "minerva connect" in done.stderr
+    assert serving.cli("connect", "nonsense", "2222").returncode == 2
+    assert serving.cli("log", "sh", "--config", str(tmp_path / "none")).returncode == 2
+
+
+def test_status_reload_tokens(serving: Serving) -> None:
+    text = serving.cli("status").stdout
+    assert f"ssh    127.0.0.1  {serving.ssh_port}" in text
+    assert json.loads(serving.cli("status", "--json").stdout)["consoles"]
+    assert serving.cli("reload").stdout == "the consoles are the same as before\n"
+    made = serving.cli("break-glass", "create", "--role", "write", "--console", "sh")
+    assert re.fullmatch(r"([0-9A-Z]{5}-){4}[0-9A-Z]{5}\n", made.stdout)
+    number = made.stdout[:5]
+    assert number in serving.cli("break-glass", "list").stdout
+    assert serving.cli("break-glass", "revoke", number).returncode == 0
+    assert serving.cli("break-glass", "list").stdout == "there are no tokens\n"
+
+
+class Terminal:
+    """A command at a pseudoterminal."""
+
+    def __init__(self, serving: Serving, *arguments: str) -> None:
+        self.master, slave = pty.openpty()
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "minerva", "console", *arguments],
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            env=dict(os.environ, MINERVA_RUN_DIR=str(serving.run_dir)),
+            start_new_session=True,
+        )
+        os.close(slave)
+        self.seen = b""
+
+    def type(self, data: bytes) -> None:
+        os.write(self.master, data)
+
+    def expect(self, wanted: bytes) -> None:
+        deadline = time.monotonic() + 15
+        while wanted not in self.seen:
+            ready, _, _ = select.select([self.master], [], [], max(0.0, deadline - time.monotonic()))
+            assert ready, self.seen
+            self.seen += os.read(self.master, 4096)
+        self.seen = self.seen.partition(wanted)[2]
+
+    def end(self) -> int:
+        code = self.process.wait(15)
+        os.close(self.master)
+        return code
+
+
+def test_attach_at_a_terminal(serving: Serving) -> None:
+    """Every key goes through, commands come after the escape, others see who is there."""
+    terminal = Terminal(serving, "attach", "echo")
+    terminal.expect(b"[echo: InUse; you write; ^Ec? for help]")
+    terminal.type(b"abc\x03\x1a\x11")
+    terminal.expect(b"abc\x03\x1a\x11")
+    [who] = json.loads(serving.cli("who", "--json").stdout)
+    assert (who["console"], who["writing"]) == ("echo", True)
+    assert "writes" in serving.cli("who", "echo").stdout
+    assert serving.cli("say", "--console", "echo", "tea is\x1b[31m ready").returncode == 0
+    terminal.expect(b"tea is\\u001b[31m ready]")
+    done = serving.cli("send", "echo", "x")
+    assert done.returncode == 1
+    assert "writes to echo" in done.stderr
+    assert serving.cli("send", "--force", "echo", "forced").returncode == 0
+    terminal.expect(b"forced")
+    terminal.type(b"\x05c.")
+    assert terminal.end() == 0
+
+
+def test_attach_in_a_script_is_only_the_bytes(serving: Serving) -> None:
+    serving.cli("send", "echo", "--no-enter", "for scripts")
+    command = [sys.executable, "-m", "minerva", "console", "attach", "echo", "--replay", "1000"]
+    running = subprocess.Popen(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        env=dict(os.environ, MINERVA_RUN_DIR=str(serving.run_dir)),
+    )
+    assert running.stdout is not None
+    seen = b""
+    while b"for scripts" not in seen:
+        seen += os.read(running.stdout.fileno(), 4096)
+    assert b"[" not in seen
+    running.terminate()
+    running.wait()
+    running.stdout.close()
