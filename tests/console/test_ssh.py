@@ -7,6 +7,7 @@ import contextlib
 import os
 import pty
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Awaitable, Callable
@@ -614,6 +615,37 @@ def test_a_client_that_stops_reading_loses_data_and_nobody_else_does(tmp_path: P
         assert seen + len(data) + missing == total + 8
         slow_conn.close()
         fast_conn.close()
+
+    run(tmp_path, people, [line], test)
+
+
+@needs_openssh
+def test_a_stopped_ssh_goes_on_after_a_gap(tmp_path: Path, people: People) -> None:
+    line = Line("rack1")
+    block = b"y" * 1023 + b"\n"
+
+    async def test(office: SshOffice) -> None:
+        stopped = await ssh(arguments(office, people, "vera", "rack1"))
+        await until(lambda: line.hub.who())
+        stopped.process.send_signal(signal.SIGSTOP)
+        total = 0
+        while line.hub.who()[0].unread < 1 << 20:
+            line.say(block * 16)
+            total += 16 * len(block)
+            await asyncio.sleep(0)
+        client = await ssh(arguments(office, people, "will", "rack1"))  # others come and work meanwhile
+        await until(lambda: len(line.hub.who()) == 2)
+        client.type(b"hello")
+        await until(lambda: line.typed == b"hello")
+        stopped.process.send_signal(signal.SIGCONT)
+        line.say(b"the end\n")
+        total += 8
+        await until(lambda: stopped.out.endswith(b"the end\n"), 20)
+        await until(lambda: b"bytes lost" in stopped.err)
+        lost = sum(int(said.split()[0]) for said in stopped.err.splitlines() if b"bytes lost" in said)
+        assert len(stopped.out) + lost == total
+        for each in (stopped, client):
+            await each.close()
 
     run(tmp_path, people, [line], test)
 

@@ -68,16 +68,13 @@ class Desk:
     async def send(self, identity: Identity, name: str, data: bytes, *, force: bool = False) -> None:
         """Have the device get the bytes, as one who writes meanwhile."""
         console = self.console(identity, name)
+        if not force:
+            self._check_free(identity, console, "send")
         woken = asyncio.Event()
         session = Session(identity, console, self.guard, now=self.clock(), mode=Mode.WRITE, wake=woken.set)
         try:
-            if force and not console.hub.writes(session.attachment):
-                session.force_write(self.clock())
             if not console.hub.writes(session.attachment):
-                holder = console.hub.holder
-                assert holder is not None
-                self.guard.note(identity, "send", name, f"{holder.user} writes", allowed=False)
-                raise NotWriter(f"{printable(holder.user)} writes to {name}")
+                session.force_write(self.clock())
             self.guard.note(identity, "send", name, f"{len(data)} bytes")
             session.receive(data, self.clock())
             async with asyncio.timeout(SEND_SECONDS):
@@ -96,12 +93,21 @@ class Desk:
         """Send a break, as one who writes meanwhile."""
         console = self.console(identity, name)
         self.guard.require(identity, Action.BREAK, name)
+        self._check_free(identity, console, Action.BREAK.text)
         hub, now = console.hub, self.clock()
         attachment = hub.attach(identity.user, mode=Mode.WRITE, source=identity.source, now=now)
         try:
             hub.send_break(attachment, now, console.break_seconds if seconds is None else seconds)
         finally:
             hub.detach(attachment, now)
+
+    def _check_free(self, identity: Identity, console: Console, what: str) -> None:
+        """Raise NotWriter if somebody else writes; then nobody is bothered by being asked to hand over."""
+        hub = console.hub
+        if hub.holder is not None and not hub.co_writing:
+            why = f"{hub.holder.user} writes to {console.name}"
+            self.guard.note(identity, what, console.name, why, allowed=False)
+            raise NotWriter(printable(why))
 
     async def power(self, identity: Identity, name: str, action: PowerAction | None) -> str:
         """Switch the machine behind a console, or with None say whether it is on. Return what is so now."""
