@@ -12,7 +12,7 @@ import asyncio
 import logging
 import shlex
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from minerva.console.config import BREAK_GLASS
 from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.driver import Driver
-from minerva.console.fronts.ssh_keys import KnownKeys, host_keys
+from minerva.console.fronts.ssh_keys import KnownKeys, certificate_name, host_keys
 from minerva.console.menu import Menu, table
 from minerva.console.power import PowerAction
 from minerva.console.session import Ended, Output, Session, Told, to_terminal
@@ -202,6 +202,7 @@ class _Server(asyncssh.SSHServer):
         self._candidate: Identity | None = None
         self._passwords = self._keys = self._failures = self._bytes = 0
         self._counted = False
+        self._shown = b""
         self.identity: Identity | None = None
         self.sessions: set[_Session] = set()
         self.transport_full = False
@@ -214,6 +215,10 @@ class _Server(asyncssh.SSHServer):
         # asyncssh does nothing when the transport is full: the client's window may be far larger.
         conn.pause_writing = self._pause_writing  # type: ignore[method-assign]
         conn.resume_writing = self._resume_writing  # type: ignore[method-assign]
+        # The names of a certificate are all that it would tell us.
+        conn.validate_public_key = partial(  # type: ignore[method-assign]
+            self._validate_key, conn.validate_public_key
+        )
         # Nor does it limit what a stranger may send and try.
         conn.data_received = partial(self._received, conn.data_received)  # type: ignore[method-assign]
         conn.send_userauth_failure = partial(  # type: ignore[method-assign]
@@ -309,7 +314,7 @@ class _Server(asyncssh.SSHServer):
         elif access.is_authority(blob):
             # A certificate for no name in particular would be one for all.
             users = tuple(name for name in principals if access.is_user(name))
-            how = f"certificate of CA {fingerprint}"
+            how = f"{certificate_name(self._shown)} of CA {fingerprint}"
         else:
             return False
         wanted = self._login.user
@@ -335,6 +340,17 @@ class _Server(asyncssh.SSHServer):
     def _too_many(self) -> None:
         assert self._conn is not None
         self._conn.disconnect(asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE, "too many attempts")
+
+    async def _validate_key(
+        self,
+        validate: Callable[[str, bytes, bytes, bytes], Awaitable[bool]],
+        username: str,
+        key_data: bytes,
+        msg: bytes,
+        signature: bytes,
+    ) -> bool:
+        self._shown = key_data
+        return await validate(username, key_data, msg, signature)
 
     def _received(self, receive: Callable[[bytes, int | None], None], data: bytes, *rest: int | None) -> None:
         if self.identity is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,6 +10,8 @@ from typing import Final
 
 import asyncssh
 from asyncssh.auth_keys import SSHAuthorizedKeys
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
 
 from minerva.core.errors import UsageError
 
@@ -46,6 +49,18 @@ def _make(directory: Path, path: Path, algorithm: str) -> None:
         os.fsync(file.fileno())
     new.replace(path)
     path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key("openssh"))
+
+
+def certificate_name(blob: bytes) -> str:
+    """Return what to call a certificate in SSH's encoding: by its id and number, if they can be read."""
+    algorithm = blob[4 : 4 + int.from_bytes(blob[:4])]
+    try:
+        found = load_ssh_public_identity(algorithm + b" " + base64.b64encode(blob))
+    except (ValueError, UnsupportedAlgorithm):  # those of security keys are not known there
+        return "certificate"
+    if not isinstance(found, SSHCertificate):
+        return "certificate"
+    return f"certificate {found.key_id.decode('utf-8', 'replace')!r} number {found.serial}"
 
 
 class KnownKeys(SSHAuthorizedKeys):
