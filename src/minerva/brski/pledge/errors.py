@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from minerva.core.errors import MinervaError
+from minerva.core.errors import DecodeError, MinervaError
 
 
 class PledgeError(MinervaError):
@@ -31,3 +31,7 @@ class RefusedError(AttemptError):
 
 class UntrustedError(AttemptError):
     """The registrar is not who it has to be, or the voucher is not good for it."""
+
+
+class DnsDecodeError(PledgeError, DecodeError):
+    """Bytes are no DNS message that this package can read."""
