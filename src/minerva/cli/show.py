@@ -97,9 +97,19 @@ def _pledge_text(found: dict[str, Any]) -> str:
         lines = [f"This device ({serial_number}) is not enrolled in any domain yet."]
     lines += _ports(found)
     lines += ["", "Join proxies"]
+    heard_by = {(p["port"], p["address"]): ", ".join(p["heard_by"]) for p in pledge.get("proxies", [])}
     lines += _table(
-        ("PORT", "LINK-LOCAL", "STEP", "NOTE"),
-        [(s["port"], s["proxy"], s["step"].replace("_", " "), s["detail"]) for s in pledge["steps"]],
+        ("PORT", "LINK-LOCAL", "HEARD BY", "STEP", "NOTE"),
+        [
+            (
+                step["port"],
+                step["proxy"],
+                heard_by.get((step["port"], step["proxy"])),
+                step["step"].replace("_", " "),
+                step["detail"],
+            )
+            for step in pledge["steps"]
+        ],
         "none heard yet: is there a member of the domain at the other end of a cable?",
     )
     return "\n".join(lines)

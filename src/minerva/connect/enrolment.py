@@ -14,6 +14,7 @@ from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any, Protocol
 
+from minerva.brski.pledge.constants import MDNS_GROUP, MDNS_PORT
 from minerva.connect import messages as m
 from minerva.connect.children import Children
 from minerva.connect.ipc import Message
@@ -40,6 +41,7 @@ _GOODBYE_SECONDS = 1.0
 _REPORT_SECONDS = 20.0
 _WATCH_SECONDS = 2.0
 _MAX_STEPS = 64
+_MDNS_HOP_LIMIT = 255  # RFC 6762 section 11
 _MILESTONES = {"proxy_heard": "proxy_heard", "voucher_verified": "voucher"}
 
 
@@ -81,13 +83,16 @@ class Enrolment:
     async def run(self) -> Identity:
         """Look for a domain that takes this device; return who it is there, as soon as that is kept."""
         log.info("this device has no valid ACP certificate: looking for a join proxy on all ports")
-        self._node.ports.let_pledge(True)
+        self._node.ports.let_pledge(connect=True, mdns=True)
         self._node.children.start(_ROLE, self._from_pledge, self._pledge_ready, self._pledge_lost)
         watching = asyncio.create_task(self._watch_directory())
         try:
-            return await self._enrolled
+            identity = await self._enrolled
         finally:
             watching.cancel()
+        # To tell the registrar it has to connect once more, but there is nothing to look for.
+        self._node.ports.let_pledge(connect=True, mdns=False)
+        return identity
 
     async def _watch_directory(self) -> None:
         """Be the member whose identity somebody puts into the state directory, such as a registrar here."""
@@ -118,7 +123,7 @@ class Enrolment:
         except TimeoutError:
             log.warning("the registrar could not be told within %d seconds that all is well", _REPORT_SECONDS)
         await self.say_goodbye()
-        self._node.ports.let_pledge(False)
+        self._node.ports.let_pledge(connect=False, mdns=False)
 
     # --- the pledge process ----------------------------------------------------------------------------
 
@@ -157,9 +162,20 @@ class Enrolment:
     def port_up(self, port: Port) -> None:
         """A port can be used."""
         assert port.link_local is not None
+        assert port.namespace is not None
         dull, *_ = port.descriptors
         message = m.PledgePort(port.number, port.name, port.link_local)
-        self._node.children[_ROLE].send(message, [dull.fileno()])
+        try:
+            with port.namespace.entered():
+                mdns = sockets.multicast_socket(
+                    DEVICE, port.index, MDNS_GROUP, MDNS_PORT, hops=_MDNS_HOP_LIMIT
+                )
+        except OSError as error:
+            log.warning("port %s: no multicast DNS: %s", port.name, error.strerror)
+            self._node.children[_ROLE].send(message, [dull.fileno()])
+        else:
+            with mdns:
+                self._node.children[_ROLE].send(message, [dull.fileno(), mdns.fileno()])
 
     def port_down(self, port: Port) -> None:
         """A port cannot be used any more."""

@@ -361,7 +361,7 @@ class PledgeStart(Message):
 @message(71)
 @dataclass(frozen=True, slots=True)
 class PledgePort(Message):
-    """S → pledge: a port is ready; with [DULL GRASP socket]."""
+    """S → pledge: a port is ready; with [DULL GRASP socket, multicast DNS socket, which may be missing]."""
 
     port: int
     name: str

@@ -1,5 +1,6 @@
 """The pledge process: it hears join proxies on all ports and bootstraps through one (RFC 8995 section 4.1).
 
+They make themselves known by DULL GRASP, for which it listens, or by multicast DNS, for which it asks too.
 It has the device's own key, no privileges and no file. Its sockets come from the supervisor, to which it
 brings home what it gets: a certificate, trust anchors, and the key it made.
 """
@@ -11,7 +12,7 @@ import logging
 import os
 import random
 import socket
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import partial
 from ipaddress import IPv6Address
@@ -21,6 +22,8 @@ from minerva.brski.pledge.attempt import OnStep, Step, bootstrap, report_enrolle
 from minerva.brski.pledge.device import Device
 from minerva.brski.pledge.enrolment import Enrolled
 from minerva.brski.pledge.errors import AttemptError
+from minerva.brski.pledge.heard import HeardProxies, Way
+from minerva.brski.pledge.mdns import MdnsBrowser, ProxyEvicted, ProxyFound, ProxyLost
 from minerva.brski.pledge.renewal import Alternation, Method, reenrol
 from minerva.brski.pledge.scheduler import Abandon, AttemptScheduler, Proxy, Start
 from minerva.connect import messages as m
@@ -28,6 +31,7 @@ from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.runner import CoreRunner
 from minerva.core.errors import MinervaError
+from minerva.core.rate import TokenBucket
 from minerva.core.secret import Secret
 from minerva.grasp import dull
 from minerva.grasp.announcement import Announcement
@@ -40,6 +44,8 @@ log = logging.getLogger(__name__)
 
 _REPORTS, _REPORT_AGAIN_SECONDS = 3, 1.0
 _MAX_DETAIL = 400
+_NEWS_BURST, _NEWS_INTERVAL = 32, 5.0
+"""How many proxies that are heard are worth a line in the log, and one more in how many seconds."""
 
 PROXY_HEARD = "proxy_heard"
 FAILED = "failed"
@@ -51,7 +57,13 @@ class _Port:
     number: int
     name: str
     core: dull.DullInstance
-    runner: CoreRunner | None = None
+    runners: list[CoreRunner] = field(default_factory=list)
+    browser: MdnsBrowser | None = None
+
+    def close(self) -> None:
+        for runner in self.runners:
+            runner.close()
+        self.runners.clear()
 
 
 class Pledge(Child):
@@ -66,7 +78,9 @@ class Pledge(Child):
         self._scheduler = AttemptScheduler(random.SystemRandom().random)
         self._timer: asyncio.TimerHandle | None = None
         self._ports: dict[int, _Port] = {}
-        self._heard: dict[tuple[int, IPv6Address], frozenset[Proxy]] = {}
+        self._announcers: dict[tuple[int, IPv6Address], frozenset[Proxy]] = {}
+        self._heard = HeardProxies()
+        self._news = TokenBucket(_NEWS_BURST, _NEWS_INTERVAL)
         self._attempts: dict[int, asyncio.Task[None]] = {}
         self._sockets: dict[int, asyncio.Future[socket.socket]] = {}
         self._requests = 0
@@ -77,8 +91,8 @@ class Pledge(Child):
         match message:
             case m.PledgeStart():
                 self._start(message, descriptors)
-            case m.PledgePort() if len(descriptors) == 1:
-                self._port_up(message, descriptors[0])
+            case m.PledgePort() if len(descriptors) in (1, 2):
+                self._port_up(message, *(socket.socket(fileno=descriptor) for descriptor in descriptors))
             case m.PortDown():
                 self._port_down(message.port)
             case m.PledgeSocket():
@@ -106,23 +120,30 @@ class Pledge(Child):
 
     # --- discovery -------------------------------------------------------------------------------------
 
-    def _port_up(self, message: m.PledgePort, descriptor: int) -> None:
+    def _port_up(
+        self, message: m.PledgePort, grasp: socket.socket, multicast_dns: socket.socket | None = None
+    ) -> None:
         self._port_down(message.port)
-        core = dull.DullInstance(message.link_local, random=random.SystemRandom())
+        now, chance = self._loop.time(), random.SystemRandom()
+        core = dull.DullInstance(message.link_local, random=chance)
         port = self._ports[message.port] = _Port(message.port, message.name, core)
-        sock = socket.socket(fileno=descriptor)
-        port.runner = CoreRunner(core, sock, lambda event, now: self._on_dull(port, event, now))
-        self._scheduler.link_up(port.number, self._loop.time())
+        port.runners.append(CoreRunner(core, grasp, lambda event, now: self._on_dull(port, event, now)))
+        if multicast_dns is not None:
+            port.browser = MdnsBrowser(message.port, message.link_local, random=chance, now=now)
+            runner = CoreRunner(port.browser, multicast_dns, self._on_mdns)
+            port.runners.append(runner)
+            runner.pump()
+        self._scheduler.link_up(port.number, now)
         self._follow()
 
     def _port_down(self, number: int) -> None:
         port = self._ports.pop(number, None)
         if port is None:
             return
-        if port.runner is not None:
-            port.runner.close()
-        for key in [key for key in self._heard if key[0] == number]:
-            del self._heard[key]
+        port.close()
+        for key in [key for key in self._announcers if key[0] == number]:
+            del self._announcers[key]
+        self._heard.forget_port(number)
         self._scheduler.link_down(number, self._loop.time())
         self._follow()
 
@@ -131,8 +152,8 @@ class Pledge(Child):
             case dull.NeighbourHeard():
                 self._announced(port, event.address, event.announcements, event.expires, now)
             case dull.NeighbourRefreshed():
-                for proxy in self._heard.get((port.number, event.address), ()):
-                    self._scheduler.heard(proxy, event.expires, now)
+                for proxy in self._announcers.get((port.number, event.address), ()):
+                    self._offered(proxy, Way.GRASP, event.expires, now)
             case dull.NeighbourExpired():
                 self._announced(port, event.address, (), now, now)
         self._follow()
@@ -146,7 +167,7 @@ class Pledge(Child):
         now: float,
     ) -> None:
         """Compare what a neighbour offers with what it offered before."""
-        before = self._heard.pop((port.number, address), frozenset())
+        before = self._announcers.pop((port.number, address), frozenset())
         offered = frozenset(
             Proxy(port.number, address, item.port)
             for item in announcements
@@ -155,14 +176,37 @@ class Pledge(Child):
             and item.port is not None
         )
         for proxy in before - offered:
-            self._scheduler.expired(proxy, now)
-        if not offered:
-            return
-        self._heard[port.number, address] = offered
-        if not before:
-            log.info("heard the join proxy %s on port %s", address, port.name)
-            self._tell(next(iter(offered)), PROXY_HEARD, "")
+            self._withdrawn(proxy, Way.GRASP, now)
+        if offered:
+            self._announcers[port.number, address] = offered
         for proxy in offered:
+            self._offered(proxy, Way.GRASP, expires, now)
+
+    def _on_mdns(self, event: object, now: float) -> None:
+        match event:
+            case ProxyFound():
+                self._offered(event.proxy, Way.MDNS, event.expires, now)
+            case ProxyLost():
+                self._withdrawn(event.proxy, Way.MDNS, now)
+            case ProxyEvicted():
+                self._heard.lost(event.proxy, Way.MDNS)
+        self._follow()
+
+    def _offered(self, proxy: Proxy, way: Way, expires: float, now: float) -> None:
+        new = way not in self._heard.ways(proxy)
+        expires = self._heard.heard(proxy, way, expires)
+        if new and self._news.take(now):
+            log.info(
+                "heard the join proxy %s on port %s by %s", proxy, self._ports[proxy.port].name, way.value
+            )
+            if len(self._heard.ways(proxy)) == 1:
+                self._tell(proxy, PROXY_HEARD, "")
+        self._scheduler.heard(proxy, expires, now)
+
+    def _withdrawn(self, proxy: Proxy, way: Way, now: float) -> None:
+        if (expires := self._heard.lost(proxy, way)) is None:
+            self._scheduler.expired(proxy, now)
+        else:
             self._scheduler.heard(proxy, expires, now)
 
     # --- attempts --------------------------------------------------------------------------------------
@@ -237,9 +281,7 @@ class Pledge(Child):
     async def _enrolled(self, proxy: Proxy, enrolled: Enrolled) -> None:
         """Hand over all that was got, and the ports; then let the registrar know."""
         for port in self._ports.values():
-            if port.runner is not None:
-                port.runner.close()
-                port.runner = None
+            port.close()
         self.send(
             m.PledgeEnrolled(
                 dump_pem((enrolled.certificate,)),
@@ -296,6 +338,7 @@ class Pledge(Child):
                     "port": self._ports[item.proxy.port].name if item.proxy.port in self._ports else None,
                     "address": str(item.proxy.address),
                     "tcp_port": item.proxy.tcp_port,
+                    "heard_by": [way.value for way in self._heard.ways(item.proxy)],
                     "state": item.state.value,
                     "failures": item.failures,
                     "retry_in": None if item.retry_at is None else round(item.retry_at - now, 1),
@@ -304,6 +347,11 @@ class Pledge(Child):
                 for item in self._scheduler.status(now)
             ],
             "dropped_announcements": self._scheduler.dropped,
+            "mdns": {
+                port.name: dict(port.browser.counters)
+                for port in self._ports.values()
+                if port.browser is not None
+            },
         }
 
     def shutdown(self) -> None:

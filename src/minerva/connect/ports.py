@@ -145,7 +145,7 @@ class Ports:
         self._numbers = 0
         self._brought_up: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._pledging = False
+        self._pledge_rules = pledge_rules(connect=False, mdns=False)
         self._lock = asyncio.Lock()  # ports change by one hand at a time
         self.ports: dict[int, Port] = {}  # by the index of the interface in the host
         self.left_out: dict[str, str] = {}
@@ -217,7 +217,7 @@ class Ports:
         with port.namespace.entered():
             namespace.write_sysctls(LINK_SYSCTLS, optional=_OPTIONAL_SYSCTLS)
             with Nftables() as nftables:
-                nftables.run(link_policy(DEVICE, port.link_local) + pledge_rules(self._pledging))
+                nftables.run(link_policy(DEVICE, port.link_local) + self._pledge_rules)
         await self._host.add_macvlan(DEVICE, port.link.index, port.mac, port.namespace)
         port.netlink = Netlink(port.namespace)
         port.index = await port.netlink.index_of(DEVICE)
@@ -299,13 +299,16 @@ class Ports:
             await self._dismantle(port)
         self.ports.clear()
 
-    def let_pledge(self, allowed: bool) -> None:
-        """Let a pledge connect to join proxies on all ports, or not any more. Raises LinuxError."""
-        self._pledging = allowed
+    def let_pledge(self, *, connect: bool, mdns: bool) -> None:
+        """Let a pledge connect to join proxies on all ports, and look for them by multicast DNS, or not.
+
+        Raises LinuxError.
+        """
+        self._pledge_rules = pledge_rules(connect=connect, mdns=mdns)
         for port in self.ports.values():
             if port.namespace is not None:
                 with port.namespace.entered(), Nftables() as nftables:
-                    nftables.run(pledge_rules(allowed))
+                    nftables.run(self._pledge_rules)
 
     def by_number(self, number: int) -> Port | None:
         """Return the port with our number ``number``."""

@@ -58,7 +58,8 @@ def link_policy(device: str, link_local: IPv6Address) -> str:
 
     In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address, and TCP to the join proxy
     while it is open (:func:`open_proxy`); out go the same, and no ICMPv6 error ever, so that a scan finds
-    nothing.
+    nothing. What else a pledge needs is open while it is one (:func:`pledge_rules`): TCP from its own ports,
+    and multicast DNS, of which only responses come in otherwise than by multicast.
     """
     return f"""
 table inet {LINK_TABLE} {{
@@ -73,6 +74,7 @@ table inet {LINK_TABLE} {{
     set announcers {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set attempts {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set pledge_ports {{ type inet_service; flags interval; }}
+    set pledge_mdns {{ type inet_service; size 1; }}
     chain in {{
         type filter hook prerouting priority raw; policy drop;
         iifname "lo" accept
@@ -90,6 +92,8 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
+        ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr ff02::fb udp sport 5353 udp dport @pledge_mdns accept
+        ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr {link_local} udp sport 5353 udp dport @pledge_mdns @th,80,1 1 accept
         counter name refused_in drop
     }}
     chain proxy {{
@@ -110,19 +114,19 @@ table inet {LINK_TABLE} {{
         ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
         ip6 saddr {link_local} exthdr frag exists accept
         ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
+        ip6 saddr {link_local} ip6 daddr ff02::fb udp dport 5353 udp sport @pledge_mdns accept
         counter name refused_out drop
     }}
 }}
 """
 
 
-def pledge_rules(allowed: bool) -> str:
-    """Return what opens a link namespace for the connections of a pledge, or closes it again."""
-    commands = f"flush set inet {LINK_TABLE} pledge_ports\n"
-    if allowed:
-        ports = f"{PLEDGE_PORTS.start}-{PLEDGE_PORTS.stop - 1}"
-        commands += f"add element inet {LINK_TABLE} pledge_ports {{ {ports} }}\n"
-    return commands
+def pledge_rules(*, connect: bool, mdns: bool) -> str:
+    """Return what opens a link namespace for a pledge, or closes it: for its connections, for multicast DNS."""
+    ports = [f"{PLEDGE_PORTS.start}-{PLEDGE_PORTS.stop - 1}"] if connect else []
+    return _replace_set(LINK_TABLE, "pledge_ports", ports) + _replace_set(
+        LINK_TABLE, "pledge_mdns", ["5353"] if mdns else []
+    )
 
 
 def open_proxy(connect: Iterable[int], circuits: Iterable[int]) -> str:

@@ -55,13 +55,18 @@ def udp_socket(device: str, port: int) -> socket.socket:
     return sock
 
 
-def multicast_socket(device: str, index: int, group: IPv6Address, port: int) -> socket.socket:
-    """Return a UDP socket on ``port`` that is a member of the link-local ``group`` on ``device``."""
+def multicast_socket(
+    device: str, index: int, group: IPv6Address, port: int, *, hops: int = 1
+) -> socket.socket:
+    """Return a UDP socket on ``port`` that is a member of the link-local ``group`` on ``device``.
+
+    ``hops`` is the hop limit of what it sends to groups.
+    """
     sock = udp_socket(device, port)
     join_group(sock, group, index)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_IF, index)
     sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_LOOP, 0)
-    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, 1)
+    sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_MULTICAST_HOPS, hops)
     return sock
 
 
