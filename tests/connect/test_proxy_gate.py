@@ -158,6 +158,23 @@ def test_too_many_registrars_are_nonsense(scene: Scene) -> None:
     assert scene.told == []
 
 
+@pytest.mark.parametrize(
+    ("address", "port"),
+    [
+        ("fd00::1", 0),
+        ("fd00::1", -5),
+        ("fd00::1", 70_000),
+        ("fd00::1", 7017),
+        ("::1", 8443),
+        ("fe80::1", 8443),
+    ],
+)
+def test_registrars_that_no_plane_finds_are_nonsense(scene: Scene, address: str, port: int) -> None:
+    assert not scene.gate.registrars(m.Registrars((ONE, Registrar(IPv6Address(address), port, ""))))
+    assert scene.told == []
+    assert scene.policies == []
+
+
 def test_ports_are_opened_and_closed(scene: Scene) -> None:
     scene.gate.registrars(m.Registrars((ONE,)))
     assert scene.gate.open(m.ProxyOpen(1, (FIRST,), ()))

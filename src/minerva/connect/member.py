@@ -40,8 +40,9 @@ from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import guard_policy
 from minerva.linux.netlink import Netlink
 from minerva.pki.certificates import dump_pem
-from minerva.pki.errors import IdentityError
-from minerva.pki.identity import KEY_FILE, Identity, store_identity
+from minerva.pki.errors import IdentityError, KeyRuleError
+from minerva.pki.identity import KEY_FILE, Identity, check_own, store_identity
+from minerva.pki.keys import load_private_key
 from minerva.rpl.config import HIGH_SPEED_FACTOR, LOW_SPEED_FACTOR, Preference
 
 log = logging.getLogger(__name__)
@@ -54,6 +55,23 @@ _MAX_SIGNING = 64
 _MAX_WORK = 20_000
 _MAX_CHANNELS = 1024  # more than any machine has ports and neighbours; a bound all the same
 _SLOW_LINK_MBIT = 100
+
+
+def renewal_problem(old: Identity, new: Identity, message: m.Renewed, now: datetime) -> str | None:
+    """Return why the plane's ``message`` must not make the node ``old`` into ``new``, if it must not.
+
+    What is kept is there at the next start too: a plane that has gone astray must not end the node for good.
+    """
+    if new.address != old.address or new.node_name.acp_domain != old.node_name.acp_domain:
+        return f"it is for {new.node_name}, which is another node"
+    if not 0 < message.port < 65_536:
+        return f"port {message.port} of the EST server is none"
+    try:
+        check_own(new, now)
+        key = load_private_key(message.key.reveal())
+    except (IdentityError, KeyRuleError) as error:
+        return str(error)
+    return None if key.public_key() == new.certificate.public_key() else "it is for another key"
 
 
 class Node(Protocol):
@@ -490,10 +508,8 @@ class Member:
         except IdentityError as error:
             log.error("the renewed certificate is of no use: %s", error)
             return False
-        if identity.address != self.identity.address or identity.node_name.acp_domain != (
-            self.identity.node_name.acp_domain
-        ):
-            log.error("the renewed certificate is for %s, which is another node", identity.node_name)
+        if (problem := renewal_problem(self.identity, identity, message, datetime.now(UTC))) is not None:
+            log.error("the renewed certificate is not taken: %s", problem)
             return False
         try:
             store_identity(self._state.directory, identity, message.key)

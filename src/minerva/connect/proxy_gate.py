@@ -20,8 +20,9 @@ from minerva.connect.circuit import LIFETIME_SECONDS
 from minerva.connect.ipc import Message
 from minerva.connect.join_proxy import PROXY_PORTS
 from minerva.connect.ports import DEVICE, Port, Ports
-from minerva.connect.registrar_watch import MAX_REGISTRARS
+from minerva.connect.registrar_watch import MAX_REGISTRARS, UNIQUE_LOCAL
 from minerva.core.rate import TokenBucket
+from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.linux import sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import PROXY_MARK, open_proxy, proxy_targets
@@ -89,7 +90,7 @@ class ProxyGate:
 
     def registrars(self, message: m.Registrars) -> bool:
         """Note which registrars the plane knows; return whether it is one that makes sense."""
-        if len(message.registrars) > MAX_REGISTRARS:
+        if len(message.registrars) > MAX_REGISTRARS or not all(map(_can_be, message.registrars)):
             return False
         if not self.enabled:
             return True
@@ -192,3 +193,12 @@ class ProxyGate:
         """Return the join proxy for ``minerva status``, given what the abutment says of it."""
         found = (abutment or {}).get("proxy") or {}
         return {"enabled": self.enabled, **found}
+
+
+def _can_be(registrar: m.Registrar) -> bool:
+    """Return whether a registrar is where an honest plane finds one."""
+    return (
+        registrar.address in UNIQUE_LOCAL
+        and 0 < registrar.port < 65_536
+        and registrar.port != GRASP_LISTEN_PORT
+    )

@@ -35,7 +35,8 @@ SILENCE: Final = 10.0
 """How long it takes, in seconds after the start, until hearing of no registrar means that there is none: the
 neighbours tell what they know when they have connected."""
 
-_UNIQUE_LOCAL = IPv6Network("fc00::/7")
+UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
+"""Where registrars are."""
 
 
 class Floods(Protocol):
@@ -71,7 +72,7 @@ def registrars_of(copies: Iterable[CachedObjective]) -> list[Registrar]:
         for copy in copies
         if isinstance(locator := copy.locator, IPv6Locator)
         and locator.transport is TransportProto.IPPROTO_TCP
-        and locator.address in _UNIQUE_LOCAL
+        and locator.address in UNIQUE_LOCAL
         and locator.port
         and locator.port != GRASP_LISTEN_PORT
         for variation in variations(copy.objective.value)
