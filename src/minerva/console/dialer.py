@@ -53,7 +53,12 @@ async def connected(sock: socket.socket) -> None:
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
     sock.setblocking(False)
-    loop.add_writer(sock, lambda: done.done() or done.set_result(None))
+
+    def ready() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    loop.add_writer(sock, ready)
     try:
         await done
     finally:
