@@ -57,7 +57,7 @@ demo: venv
 
 test: $(VENV)/.test
 	@sh tools/apt-packages $(TEST_PACKAGES)
-	@MINERVA_TEST_ALONE=1 $(BIN)/python -m pytest -m 'not soak and not kernel'
+	@sh tools/test $(BIN)/python
 
 test-kernel: $(VENV)/.test
 	@sh tools/apt-packages $(UML_PACKAGES)

@@ -44,8 +44,9 @@ def lab_run(*arguments: object, **kwargs: Any) -> dict[str, Any]:
 
 
 def made_here() -> list[str]:
-    """Return the namespaces on this machine that a lab or a node made."""
-    return namespace.names("minerva-") + namespace.names("lab-")
+    """Return the namespaces on this machine that a lab or a node made, and no test of single parts."""
+    nodes = [name for name in namespace.names("minerva-") if not name.startswith("minerva-test-")]
+    return nodes + namespace.names("lab-")
 
 
 _ROLES = (b"\0minerva\0connect\0", b"\0minerva\0registrar\0", b"\0minerva\0masa\0")
