@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -16,13 +17,18 @@ from contextlib import contextmanager
 from ipaddress import IPv6Address
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from minerva.connect import control
 from minerva.core.errors import MinervaError
+from minerva.grasp.announcement import Announcement
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, AN_PROXY, GRASP_LISTEN_PORT, TransportProto
+from minerva.grasp.dull import DullInstance
 from minerva.lab.lab import Lab
+from minerva.linux import sockets
 from minerva.linux.namespace import Namespace
 from minerva.linux.nftables import Nftables
 from tests.lab import tshark
@@ -157,12 +163,79 @@ def test_a_device_finds_its_proxy_by_multicast_dns_alone(tmp_path: Path) -> None
         see_what_was_asked(tmp_path, device)
 
 
-def see_what_was_asked(directory: Path, device: IPv6Address) -> None:
-    """Others read in the device's packets what it means to say, and it does not ask too often."""
+def test_a_cable_is_plugged_in_and_a_proxy_is_heard_by_both_ways(tmp_path: Path) -> None:
+    """The device then asks as if for the first time. Of one proxy, heard twice, it knows until both are over.
+
+    covers: P-12
+    """
+
+    async def work() -> IPv6Address:
+        async with zero_touch_lab("line:2", start=False) as lab:
+            lab.capture(tmp_path)
+            neighbour, pledge = lab.network.hosts["n1"], lab.nodes["n2"]
+            pledge.start(lab.network.hosts["n2"], follow_us=True)
+            await logged(pledge, "is up as")
+            await asyncio.sleep(4)
+            for state, words, times in (("down", "lost its carrier", 1), ("up", "is up as", 2)):
+                ip(neighbour, "link", "set", "eth0", state)
+                await logged(pledge, words, times=times)
+            address = await soon(lambda: link_local(neighbour), "n1 has an address", pause=0.1)
+            await asyncio.sleep(4)
+            with responder(neighbour, address, 4443):
+                await soon(lambda: ways(lab) == [["mdns"]], "n2 hears it", pause=0.1)
+                announce(neighbour, address, 4443)
+                await soon(lambda: ways(lab) == [["mdns", "grasp"]], "n2 hears it twice", pause=0.1)
+            await soon(lambda: ways(lab) == [["grasp"]], "it said goodbye by one way", pause=0.1)
+            where, device = link(lab, "n2")
+            where.close()
+            return device
+
+    device = asyncio.run(work())
+    if tshark.present():
+        times, first = [], []
+        for frame in asked_by(device, tmp_path):
+            times.append(float(frame["frame.time_epoch"][0]))
+            first.append(frame["dns.qry.qu"] == ["1"])
+        again = first.index(True, 1)
+        assert first.count(True) == 2
+        for start, end in ((0, again), (again, len(times))):
+            gaps = [round(later - earlier) for earlier, later in pairwise(times[start:end])]
+            assert gaps == [1, 2, 4, 8][: len(gaps)]
+            assert len(gaps) >= 2
+
+
+def ip(where: Namespace, *words: str) -> str:
+    return subprocess.run(["ip", "-n", where.name, *words], check=True, capture_output=True, text=True).stdout
+
+
+def link_local(where: Namespace) -> IPv6Address | None:
+    """The address of a machine on its link, when it has one that can be used."""
+    words = ip(where, "-6", "-o", "addr", "show", "dev", "eth0", "scope", "link", "-tentative").split()
+    return IPv6Address(words[3].partition("/")[0]) if words else None
+
+
+def ways(lab: Lab) -> list[list[str]]:
+    """By which ways n2 hears its proxies."""
+    return [item["heard_by"] for item in heard(lab)]
+
+
+def announce(where: Namespace, address: IPv6Address, port: int) -> None:
+    """Say by GRASP in ``where`` that there is a join proxy."""
+    core = DullInstance(address, random=Random())
+    core.announce([Announcement(AN_PROXY, "", TransportProto.IPPROTO_TCP, port)], 0.0)
+    with where.entered():
+        index = socket.if_nametoindex("eth0")
+        with sockets.multicast_socket("eth0", index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT) as sock:
+            for datagram in core.datagrams_to_send(0.0):
+                sock.sendto(datagram.data, (str(datagram.address), datagram.port))
+
+
+def asked_by(device: IPv6Address, directory: Path) -> list[tshark.Frame]:
+    """What a device has sent by multicast DNS."""
     (file,) = directory.glob("*.pcap")
     witness = tshark.Witness(file, directory)
     witness.none(f"ipv6.src == {device} && mdns && _ws.malformed")
-    asked = witness.frames(
+    return witness.frames(
         f"ipv6.src == {device} && udp.port == 5353",
         "frame.time_epoch",
         "dns.flags.response",
@@ -172,6 +245,11 @@ def see_what_was_asked(directory: Path, device: IPv6Address) -> None:
         "ipv6.hlim",
         "ipv6.dst",
     )
+
+
+def see_what_was_asked(directory: Path, device: IPv6Address) -> None:
+    """Others read in the device's packets what it means to say, and it does not ask too often."""
+    asked = asked_by(device, directory)
     assert [frame["dns.qry.qu"] for frame in asked] == [["1"], *([["0"]] * (len(asked) - 1))]
     for frame in asked:
         assert frame["dns.flags.response"] == ["0"]
