@@ -132,6 +132,23 @@ def test_enrolling_again_supersedes(registrar: Registrar) -> None:
     assert AcpNodeName.of(one.certificate) == AcpNodeName.of(two.certificate)
 
 
+def test_an_old_certificate_is_of_no_use_after_its_end(registrar: Registrar) -> None:
+    """Its key may be on a disk that was thrown away. The latest one brings a node back at any time."""
+    device = registrar.vouchered("SN-1")
+    found = registrar.enroll(device)
+    registrar.now += timedelta(days=12)
+    latest = registrar.enroll(found, renew=True)
+    registrar.now += timedelta(days=12)
+    latest = registrar.enroll(found, renew=True)  # the answer may have got lost
+    registrar.now += timedelta(days=12)
+    body = encode_base64(make_request(generate_key("p256"), registrar.name_of(device)))
+    assert "has got newer ones" in refused(registrar, found, body, renew=True).reason
+    assert no_attributes(registrar, found).status == 403
+    registrar.now += timedelta(days=300)
+    registrar.enroll(latest, renew=True)
+    registrar.enroll(device)
+
+
 def test_a_device_gets_so_many_certificates(registrar: Registrar, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that are valid are in the CRL once it is revoked: a member could make one that nobody can fetch."""
     monkeypatch.setattr(est, "MAX_CERTIFICATES", 3)

@@ -84,9 +84,9 @@ _ANY_METHOD = ("GET", "POST", "PUT", "PATCH", "DELETE")
 # Clients with lines of limited length: libest takes no line of more than a kilobyte.
 _WRAPPED_FOR = ("libest", "cisco est client")
 
-_CERTIFICATE = sa.select(certificates.c.device_id, certificates.c.der, certificates.c.revoked_at).where(
-    certificates.c.serial == sa.bindparam("wanted")
-)
+_CERTIFICATE = sa.select(
+    certificates.c.device_id, certificates.c.der, certificates.c.revoked_at, certificates.c.superseded_by
+).where(certificates.c.serial == sa.bindparam("wanted"))
 
 _LATELY = sa.select(sa.func.count()).where(
     certificates.c.device_id == sa.bindparam("owner"),
@@ -245,7 +245,7 @@ class EstService:
         """Return who shows this chain, and may use EST. Raises :class:`Refusal`."""
         if not chain:
             raise Refusal(401, "EST needs a TLS client certificate: the IDevID, or one of this domain")
-        client = _owner(connection, chain[0]) or self._device(connection, chain, now)
+        client = _owner(connection, chain[0], now) or self._device(connection, chain, now)
         _authorise(client.device)
         return client
 
@@ -391,8 +391,12 @@ def _load(body: bytes, device: Device) -> CertificateRequest:
         raise Refusal(400, str(error), device_id=device.id) from error
 
 
-def _owner(connection: Connection, certificate: x509.Certificate) -> Client | None:
-    """Return the device to which this certificate was issued here, if it was. It may have expired."""
+def _owner(connection: Connection, certificate: x509.Certificate, now: datetime) -> Client | None:
+    """Return the device to which this certificate was issued here, if it was.
+
+    It may have expired if it is the latest. An older one may be used until then, as the answer with the newer
+    one may have got lost; after that, whoever has its key has found it somewhere.
+    """
     row = connection.execute(_CERTIFICATE, {"wanted": serial_text(certificate)}).one_or_none()
     if row is None or row.der != certificate.public_bytes(Encoding.DER):
         return None
@@ -400,6 +404,10 @@ def _owner(connection: Connection, certificate: x509.Certificate) -> Client | No
         raise Refusal(403, "a registrar's own certificate is not renewed over EST")
     if row.revoked_at is not None:
         raise Refusal(403, "this certificate has been revoked", device_id=device.id)
+    if row.superseded_by is not None and certificate.not_valid_after_utc < now:
+        raise Refusal(
+            403, "this certificate has expired, and the device has got newer ones", device_id=device.id
+        )
     return Client(device, certificate)
 
 
