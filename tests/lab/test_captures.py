@@ -400,7 +400,7 @@ def test_ike_auth(captures: Captures) -> None:
 
 def test_esp_is_a_tunnel_between_link_local_addresses(captures: Captures) -> None:
     """
-    covers: 6.8.3.1-1, 6.9.1-2
+    covers: 6.8.3.1-1, 6.8.5-1, 6.9.1-2
     """
     frames = captures.with_keys.frames("esp", "esp.protocol", "ipv6.src", "ipv6.dst", "ipv6.version")
     assert frames

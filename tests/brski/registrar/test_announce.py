@@ -68,7 +68,7 @@ NEITHER = [("AN_join_registrar", 1), ("SRV.est", 1)]
 
 def test_what_is_flooded_and_that_it_is_taken_back(tmp_path: Path) -> None:
     """
-    covers: R-1, R-2, R-3
+    covers: R-1, R-2, R-3, 6.2.5.1-1, 6.2.5.1-2
     """
 
     async def scenario() -> None:
