@@ -82,6 +82,12 @@ def test_a_reader_that_goes_is_nobodys_error() -> None:
         (BrokenPipeError(errno.EPIPE, "Broken pipe"), 1, ""),
         (KeyboardInterrupt(), 130, "\nminerva: interrupted\n"),
         (click.UsageError("no such option"), 2, "Error: no such option\n"),
+        (click.ClickException("it failed"), 1, "minerva: it failed\n"),
+        (
+            ModuleNotFoundError("No module", name="sqlalchemy.engine"),
+            1,
+            "minerva: registrar and MASA need more libraries: pip install 'minerva-acp[registrar]'\n",
+        ),
     ],
 )
 def test_exit_codes(

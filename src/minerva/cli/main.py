@@ -20,6 +20,9 @@ _MAX_ERROR = 2000
 INTERRUPTED = 130
 """The exit code after ^C: what a shell makes of a program that SIGINT ended."""
 
+_REGISTRAR_LIBRARIES = frozenset({"sqlalchemy", "starlette", "uvicorn"})
+"""What the extra ``registrar`` installs. Who runs it with the extra ``console`` has half of them."""
+
 _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
     "config": ("minerva.cli.config", "config", "Look at the configuration file of this machine."),
@@ -71,11 +74,17 @@ def main(arguments: list[str] | None = None) -> Any:
     try:
         # Not its standalone mode: that takes ^C for a failure.
         code = cli.main(args=arguments, prog_name="minerva", standalone_mode=False)
-    except click.ClickException as error:
+    except click.UsageError as error:
         error.show()
         sys.exit(error.exit_code)
+    except click.ClickException as error:
+        _fail(error.message, error.exit_code)
     except click.Abort:
         _fail("interrupted", INTERRUPTED)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in _REGISTRAR_LIBRARIES:
+            raise
+        _fail("registrar and MASA need more libraries: pip install 'minerva-acp[registrar]'", 1)
     except UsageError as error:
         _fail(str(error), 2)
     except MinervaError as error:

@@ -43,6 +43,12 @@ def _reason_option(function: _F) -> _F:
     return click.option("--reason", help="Why: the device is told so.")(function)
 
 
+def _own_option(function: _F) -> _F:
+    return click.option(
+        "--own", is_flag=True, help="Also if it is the first node of the domain, which cannot come back."
+    )(function)
+
+
 @registrar.command(short_help="Run the registrar in the foreground.")
 @directory_option
 @click.option("--address", help="The address to listen on.  [default: that of this machine in the ACP]")
@@ -59,12 +65,18 @@ def run(directory: Path, address: str | None, port: int | None, crl_port: int | 
     Without --address it waits for the node of this machine, and for its interface into the ACP.
     """
     import asyncio
+    from ipaddress import IPv6Address
 
     from minerva.brski.interpreter import prepare
     from minerva.brski.registrar.config import load
     from minerva.brski.registrar.server import serve
     from minerva.connect.log import configure
 
+    if address is not None:
+        try:
+            IPv6Address(address)
+        except ValueError:
+            raise click.BadParameter(f"{address} is not an IPv6 address.", param_hint="'--address'") from None
     configure("registrar", load(directory).log_level)
     prepare()
     asyncio.run(serve(directory, run_dir, address=address, port=port, crl_port=crl_port))
@@ -279,14 +291,21 @@ def approve(serial_number: str, directory: Path, maker: str | None, as_json: boo
 @directory_option
 @_manufacturer_option
 @_reason_option
+@_own_option
 @json_option
-def deny(serial_number: str, directory: Path, maker: str | None, reason: str | None, as_json: bool) -> None:
+def deny(
+    serial_number: str, directory: Path, maker: str | None, reason: str | None, own: bool, as_json: bool
+) -> None:
     """Give the device SERIAL no voucher and no certificate any more. What it has stays good: see revoke."""
     from minerva.brski.registrar import management
 
     with _writing(directory) as connection:
-        device = management.deny(connection, serial_number, maker, reason=reason, when=datetime.now(UTC))
+        device = management.deny(
+            connection, serial_number, maker, reason=reason, when=datetime.now(UTC), own=own
+        )
     _print_device(device, as_json)
+    if device.peer is None and device.manufacturer_id is not None and not as_json:
+        click.echo("a device of this number has not come yet: is it the right one?", err=True)
 
 
 @registrar.command(short_help="Revoke a device and its certificates.")
@@ -294,19 +313,23 @@ def deny(serial_number: str, directory: Path, maker: str | None, reason: str | N
 @directory_option
 @_manufacturer_option
 @_reason_option
+@_own_option
 @json_option
-def revoke(serial_number: str, directory: Path, maker: str | None, reason: str | None, as_json: bool) -> None:
+def revoke(
+    serial_number: str, directory: Path, maker: str | None, reason: str | None, own: bool, as_json: bool
+) -> None:
     """Throw the device SERIAL out: its certificates are on the next CRL, which nodes fetch in time."""
     from minerva.brski.registrar import management
 
     with _writing(directory) as connection:
         device, count = management.revoke(
-            connection, serial_number, maker, reason=reason, when=datetime.now(UTC)
+            connection, serial_number, maker, reason=reason, when=datetime.now(UTC), own=own
         )
     if as_json:
         _print_json(_describe_device(device) | {"certificates": count})
     else:
-        click.echo(f"{device.serial_number} is revoked, with {count} certificates")
+        certificates = "1 certificate" if count == 1 else f"{count} certificates"
+        click.echo(f"{device.serial_number} is revoked, with {certificates}")
 
 
 @registrar.command("log", short_help="Show what has happened.")

@@ -14,6 +14,7 @@ from minerva.brski.registrar.config import PORT as CONFIG_PORT
 from minerva.brski.registrar.database import DeviceState, set_state, writing
 from minerva.brski.registrar.devices import set_audit
 from minerva.brski.registrar.errors import Refusal
+from minerva.brski.registrar.init import OWN_NODE
 from minerva.brski.registrar.policy import Policy
 from minerva.brski.registrar.server import RUNNING
 from minerva.cli import registrar_manage
@@ -146,6 +147,26 @@ def test_a_device_is_revoked(bench: Bench) -> None:
     assert "sold" in caught.value.reason
     with pytest.raises(Exception, match="no device D-9"):
         run(bench, "revoke", "D-9")
+
+
+@pytest.mark.parametrize(("command", "state"), [("deny", "denied"), ("revoke", "revoked")])
+def test_the_first_node_is_not_shut_out_by_mistake(bench: Bench, command: str, state: str) -> None:
+    with pytest.raises(Exception, match=r"first node of the domain, .* say --own"):
+        run(bench, command, OWN_NODE)
+    assert run_json(bench, "devices")["devices"][0]["state"] == "enrolled"
+    assert run_json(bench, command, OWN_NODE, "--own")["state"] == state
+
+
+def test_an_address_to_listen_on_that_is_none(bench: Bench) -> None:
+    with pytest.raises(Failed, match="x is not an IPv6 address"):
+        run(bench, "run", "--address", "x")
+
+
+def test_a_number_that_is_denied_before_its_device_comes(bench: Bench) -> None:
+    assert "has not come yet" in run(bench, "deny", "D-9")
+    with pytest.raises(Refusal):
+        bench.asks(bench.maker.device("D-1"))
+    assert run(bench, "deny", "D-1") == "D-1 is denied\n"
 
 
 def test_a_history_that_the_operator_takes(bench: Bench) -> None:

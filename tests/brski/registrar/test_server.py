@@ -18,11 +18,13 @@ from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
 from cryptography import x509
 
 from minerva.brski.registrar import server as module
+from minerva.brski.registrar.announce import Announcer
 from minerva.brski.registrar.config import CONFIG_FILE, SERVICE_DIRECTORY, Config, Login, Server
 from minerva.brski.registrar.database import reading
 from minerva.brski.registrar.errors import RegistrarError
@@ -284,6 +286,32 @@ def test_a_new_certificate_is_taken_while_it_runs(
                     break
                 await asyncio.sleep(0.05)
             assert shown == load_service(bench.made.directory / SERVICE_DIRECTORY).certificate
+
+    run(scenario())
+
+
+def test_that_it_is_announced_is_known_at_once() -> None:
+    said: list[bool] = []
+
+    class Keeper(module._Keeper):
+        def __init__(self) -> None:
+            pass
+
+        def _look_after(self) -> None:
+            pass
+
+        def _say(self, about: dict[str, Any]) -> None:
+            said.append(about["announced"])
+
+    async def scenario() -> None:
+        announcer = Announcer(Path("/nowhere"), IPv6Address("fd00::1"), 1, works=AsyncMock())
+        task = asyncio.create_task(Keeper().run({}, announcer))
+        for announced in (False, True, False):
+            announcer._note(announced=announced)
+            async with asyncio.timeout(10):
+                while said[-1:] != [announced]:
+                    await asyncio.sleep(0.01)
+        task.cancel()
 
     run(scenario())
 

@@ -67,6 +67,8 @@ class Announcer:
     ) -> None:
         self.announced = False
         """Whether others are told of this registrar now."""
+        self.changed = asyncio.Event()
+        """Set whenever that changes."""
         self._socket = socket
         self._works = works
         self._period, self._check, self._reconnect = period, check, reconnect
@@ -86,7 +88,7 @@ class Announcer:
                 self._say("not announced in the ACP: the node has ended", logging.WARNING)
             except (AsaError, UsageError) as error:
                 self._say(f"not announced in the ACP: {error}", logging.WARNING)
-            self.announced = False
+            self._note(announced=False)
             await asyncio.sleep(self._reconnect)
 
     async def _announce(self, asa: Asa) -> None:
@@ -108,7 +110,7 @@ class Announcer:
                     for tagged, ttl in self._offers:
                         await asa.flood(ttl, tagged)
                     due = loop.time() + self._period
-                    self.announced = True
+                    self._note(announced=True)
                     self._say("announced in the ACP", logging.INFO)
                 left = due - loop.time()
                 await asyncio.wait([gone], timeout=min(self._check, left) if left > 0 else self._check)
@@ -119,8 +121,13 @@ class Announcer:
                 with contextlib.suppress(AsaError):
                     await self._withdraw(asa)
 
+    def _note(self, *, announced: bool) -> None:
+        if announced != self.announced:
+            self.announced = announced
+            self.changed.set()
+
     async def _withdraw(self, asa: Asa) -> None:
-        self.announced = False
+        self._note(announced=False)
         for tagged, _ in self._offers:
             await asa.flood(_MOMENT, tagged)
 

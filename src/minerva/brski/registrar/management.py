@@ -77,24 +77,41 @@ def approve(connection: Connection, serial_number: str, maker: str | None, *, wh
 
 
 def deny(
-    connection: Connection, serial_number: str, maker: str | None, *, reason: str | None, when: datetime
+    connection: Connection,
+    serial_number: str,
+    maker: str | None,
+    *,
+    reason: str | None,
+    when: datetime,
+    own: bool = False,
 ) -> Device:
-    """Shut a device out, whether it has come or not. Certificates that it has stay good: see revoke."""
+    """Shut a device out, whether it has come or not. Certificates that it has stay good: see revoke.
+
+    The first node of the domain only if ``own``: it has no IDevID with which it could come back.
+    """
     known = find_by_serial_number(connection, serial_number)
     if not known:
         _check_serial_number(serial_number)
         see_device(connection, _manufacturer(connection, maker).id, serial_number, when=when)
     device = pick(connection, serial_number, maker)
+    _check_own(device, own)
     change_state(connection, device, DeviceState.DENIED, reason=reason)
     record_event(connection, "denied", when=when, device_id=device.id, detail={"reason": reason})
     return _again(connection, device)
 
 
 def revoke(
-    connection: Connection, serial_number: str, maker: str | None, *, reason: str | None, when: datetime
+    connection: Connection,
+    serial_number: str,
+    maker: str | None,
+    *,
+    reason: str | None,
+    when: datetime,
+    own: bool = False,
 ) -> tuple[Device, int]:
-    """Revoke a device and all its certificates; return it, and how many these were."""
+    """Revoke a device and all its certificates; return it, and how many these were. ``own``: see deny."""
     device = pick(connection, serial_number, maker)
+    _check_own(device, own)
     count = revoke_device(connection, device, reason=reason, when=when)
     return _again(connection, device), count
 
@@ -230,6 +247,14 @@ def _manufacturer(connection: Connection, name: str | None) -> makers.Manufactur
             "no manufacturer is known here yet; see `minerva registrar manufacturer add --help`"
         )
     raise ManagementError(f"there are {len(known)} manufacturers: say --manufacturer NAME")
+
+
+def _check_own(device: Device, own: bool) -> None:
+    if device.manufacturer_id is None and not own:
+        raise ManagementError(
+            f"{device.serial_number} is the first node of the domain, which cannot be let in again: "
+            "say --own if it is to be shut out"
+        )
 
 
 def _check_serial_number(text: str) -> None:

@@ -226,15 +226,18 @@ class _Keeper:
         return problem is None
 
     async def run(self, about: dict[str, Any], announcer: Announcer | None) -> None:
-        """Do what is to be done from time to time, for ever."""
+        """Do what is to be done from time to time, for ever, and when the announcer begins or ceases."""
+        changed = asyncio.Event() if announcer is None else announcer.changed
         while True:
+            changed.clear()
             try:
                 await asyncio.to_thread(self._look_after)
                 announced = announcer is not None and announcer.announced
                 await asyncio.to_thread(self._say, about | {"announced": announced})
             except MinervaError as error:
                 log.error("%s", error)
-            await asyncio.sleep(HOUSEKEEPING_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(changed.wait(), HOUSEKEEPING_SECONDS)
 
     def say_goodbye(self) -> None:
         """Say that this process does not run any more."""
