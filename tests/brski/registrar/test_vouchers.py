@@ -404,6 +404,24 @@ def test_one_that_waits_for_the_operator(tmp_path: Path) -> None:
 # One request after the other
 
 
+def test_who_waits_is_not_written_down_each_time(tmp_path: Path) -> None:
+    """A device that asks without end would have the disk turn for each time."""
+    bench = Bench(tmp_path, policy=Policy.APPROVE)
+    pledge = bench.maker.device("D-1")
+    body = pledge.request(bench.service.certificate)
+    seen = []
+    for seconds in (0, 1, 3, 2):
+        bench.now += timedelta(seconds=seconds)
+        with pytest.raises(Refusal) as caught:
+            bench.asks(pledge, body)
+        assert caught.value.status == 202
+        device = bench.device(pledge)
+        assert device is not None
+        assert device.last_seen is not None
+        seen.append(bench.now - device.last_seen)
+    assert seen == [timedelta(0), timedelta(seconds=1), timedelta(seconds=4), timedelta(0)]
+
+
 def test_the_same_request_again_is_answered_from_the_database(bench: Bench) -> None:
     """
     covers: R-51
