@@ -21,7 +21,7 @@ from minerva.connect.ipc import Message
 from minerva.connect.ports import DEVICE, Port, Ports
 from minerva.connect.state import NodeState
 from minerva.linux import process, sockets
-from minerva.pki.errors import IdentityError
+from minerva.pki.errors import IdentityError, KeyRuleError
 from minerva.pki.identity import (
     ANCHORS_FILE,
     CERTIFICATE_FILE,
@@ -33,6 +33,7 @@ from minerva.pki.identity import (
     load_identity,
     store_identity,
 )
+from minerva.pki.keys import load_private_key
 
 log = logging.getLogger(__name__)
 
@@ -190,7 +191,7 @@ class Enrolment:
             case m.PledgeStep():
                 self._step(message)
             case m.PledgeEnrolled() if not self._enrolled.done():
-                self._keep(message)
+                return self._keep(message)
             case m.PledgeDone() if self._enrolled.done():
                 self._reported.set()
             case _:
@@ -221,16 +222,27 @@ class Enrolment:
         if len(self._steps) < _MAX_STEPS or (step.port, step.address) in self._steps:
             self._steps[step.port, step.address] = step
 
-    def _keep(self, message: m.PledgeEnrolled) -> None:
+    def _keep(self, message: m.PledgeEnrolled) -> bool:
+        """Keep what the pledge brought; return whether it is something that a node can be."""
         try:
             identity = Identity.from_pem(message.certificate, message.chain, message.anchors)
+            key = load_private_key(message.key.reveal())
+        except (IdentityError, KeyRuleError) as error:
+            log.error("what the pledge brought is of no use: %s", error)
+            return False
+        # It is there at the next start too: a pledge that has gone astray must not end the node for good.
+        if key.public_key() != identity.certificate.public_key():
+            log.error("what the pledge brought is of no use: key and certificate do not belong together")
+            return False
+        try:
             store_identity(self._node.state.directory, identity, message.key)
-        except (IdentityError, OSError) as error:
+        except OSError as error:
             self._node.fail(f"this device was enrolled, but cannot keep its certificate: {error}")
-            return
+            return True
         self._node.milestone("enrolled")
         log.info("enrolled: this node is %s", identity.node_name)
         self._enrolled.set_result(identity)
+        return True
 
     # --- the end ---------------------------------------------------------------------------------------
 
