@@ -100,6 +100,8 @@ def test_what_is_not_there(serving: Serving, tmp_path: Path) -> None:
     assert "minerva connect" in done.stderr
     assert serving.cli("connect", "nonsense", "2222").returncode == 2
     assert serving.cli("log", "sh", "--config", str(tmp_path / "none")).returncode == 2
+    for command in ("log", "replay"):
+        assert "there are no records of nothing" in serving.cli(command, "nothing").stderr
 
 
 def test_status_reload_tokens(serving: Serving) -> None:

@@ -1,10 +1,10 @@
-"""What ``minerva status`` says of the join proxy."""
+"""What ``minerva status`` says of the join proxy, and on a device that is not enrolled yet."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from minerva.cli.show import _join_proxy
+from minerva.cli.show import _join_proxy, _pledge_text
 
 
 def test_the_join_proxy() -> None:
@@ -33,3 +33,13 @@ def test_why_there_is_none() -> None:
     assert "does not answer" in _join_proxy({"enabled": True})[0]
     nothing = {"enabled": True, "registrars": [], "offers": {}, "connections": {}}
     assert "no registrar announces itself" in "\n".join(_join_proxy(nothing))
+
+
+def test_a_device_on_its_way_in() -> None:
+    step = {"port": "eth0", "proxy": "fe80::1", "step": "failed", "detail": "no voucher"}
+    proxy = {"port": "eth0", "address": "fe80::1", "heard_by": ["grasp", "mdns"], "retry_in": 24.7}
+    steps = [step, step | {"proxy": "fe80::2", "step": "voucher_requested", "detail": None}]
+    found = {"ports": [], "pledge": {"serial_number": "SN-1", "steps": steps, "proxies": [proxy]}}
+    first, second = _pledge_text(found).splitlines()[-2:]
+    assert first.split(maxsplit=5)[2:] == ["grasp,", "mdns", "failed", "no voucher; trying again in 25 s"]
+    assert "voucher requested" in second

@@ -323,10 +323,14 @@ _since = click.option("--since", type=click.DateTime(), help="From this time on 
 _until = click.option("--until", type=click.DateTime(), help="Up to this time (UTC).")
 
 
-def _records(config_file: Path | None) -> Path:
+def _records(config_file: Path | None, console: str | None = None) -> Path:
+    """Return where the records are. Raises UsageError if there are none of ``console``."""
     from minerva.console import config as configuration
 
-    return configuration.load(config_file).records_directory
+    directory = configuration.load(config_file).records_directory
+    if console is not None and not (directory / console).is_dir():
+        raise UsageError(f"there are no records of {printable(console)} in {directory}")
+    return directory
 
 
 def _utc(moment: datetime | None, otherwise: float) -> float:
@@ -342,7 +346,7 @@ def log(console: str, count: int, config_file: Path | None, as_json: bool) -> No
     """Show the last lines of the record of CONSOLE, each with its time."""
     from minerva.console import record_search
 
-    for line in record_search.last_lines(_records(config_file), console, count):
+    for line in record_search.last_lines(_records(config_file, console), console, count):
         _show_line(line, as_json, with_name=False)
 
 
@@ -407,7 +411,7 @@ def replay(
     from minerva.console import record_search
 
     found = record_search.replay(
-        _records(config_file),
+        _records(config_file, console),
         console,
         since=_utc(since, 0.0),
         until=_utc(until, float("inf")),

@@ -134,9 +134,7 @@ def add_manufacturer(
     from minerva.brski.registrar.policy import Policy
     from minerva.pki.idevid import SerialNumberSource
 
-    server: Any = masa_anchors
-    if masa_anchors not in (None, manufacturers.WEB):
-        server = Path(str(masa_anchors)).read_bytes()
+    server = _server_anchors(masa_anchors)
     with _writing(directory) as connection:
         added = manufacturers.add(
             connection,
@@ -152,16 +150,33 @@ def add_manufacturer(
     _print_manufacturer(added, as_json)
 
 
-@manufacturer.command("change", short_help="Change a manufacturer's policy.")
+def _server_anchors(given: str | None) -> Any:
+    """Return what --masa-anchors says: what is in the file, if it names one."""
+    return given if given in (None, "", "web") else Path(str(given)).read_bytes()
+
+
+@manufacturer.command("change", short_help="Change a manufacturer's policy, or where its MASA is.")
 @click.argument("name")
 @directory_option
 @click.option("--policy", type=click.Choice(POLICIES), help="Which devices may join from now on.")
 @click.option(
     "--ignore-expiry/--heed-expiry", default=None, help="Whether its devices' certificates expire for us."
 )
+@click.option("--masa-url", help="Where its MASA is; '': where its devices' certificates say.")
+@click.option(
+    "--masa-anchors",
+    metavar="FILE|web",
+    help="A PEM file with what its MASA's web server is known by; web: as browsers do; '': its --anchors.",
+)
 @json_option
 def change_manufacturer(
-    name: str, directory: Path, policy: str | None, ignore_expiry: bool | None, as_json: bool
+    name: str,
+    directory: Path,
+    policy: str | None,
+    ignore_expiry: bool | None,
+    masa_url: str | None,
+    masa_anchors: str | None,
+    as_json: bool,
 ) -> None:
     """Change what goes for devices of the manufacturer NAME that come from now on."""
     from minerva.brski.registrar import manufacturers
@@ -173,6 +188,8 @@ def change_manufacturer(
             name,
             policy=None if policy is None else Policy(policy),
             ignore_expiry=ignore_expiry,
+            masa_url=masa_url,
+            masa_anchors_pem=_server_anchors(masa_anchors),
         )
     _print_manufacturer(changed, as_json)
 

@@ -97,22 +97,21 @@ def _pledge_text(found: dict[str, Any]) -> str:
         lines = [f"This device ({serial_number}) is not enrolled in any domain yet."]
     lines += _ports(found)
     lines += ["", "Join proxies"]
-    heard_by = {(p["port"], p["address"]): ", ".join(p["heard_by"]) for p in pledge.get("proxies", [])}
+    proxies = {(p["port"], p["address"]): p for p in pledge.get("proxies", [])}
     lines += _table(
         ("PORT", "LINK-LOCAL", "HEARD BY", "STEP", "NOTE"),
-        [
-            (
-                step["port"],
-                step["proxy"],
-                heard_by.get((step["port"], step["proxy"])),
-                step["step"].replace("_", " "),
-                step["detail"],
-            )
-            for step in pledge["steps"]
-        ],
+        [_pledge_step(step, proxies.get((step["port"], step["proxy"]), {})) for step in pledge["steps"]],
         "none heard yet: is there a member of the domain at the other end of a cable?",
     )
     return "\n".join(lines)
+
+
+def _pledge_step(step: dict[str, Any], proxy: dict[str, Any]) -> tuple[object, ...]:
+    note = step["detail"] or ""
+    if step["step"] == "failed" and proxy.get("retry_in") is not None:
+        note += f"; trying again in {max(proxy['retry_in'], 0):.0f} s"
+    heard_by = ", ".join(proxy.get("heard_by", ()))
+    return step["port"], step["proxy"], heard_by, step["step"].replace("_", " "), note
 
 
 def _grasp(grasp: dict[str, Any]) -> list[str]:

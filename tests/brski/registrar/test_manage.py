@@ -74,6 +74,14 @@ def test_manufacturers(bench: Bench, tmp_path: Path) -> None:
     assert "masa.other.example" in run(bench, "manufacturer", "list")
     changed = run_json(bench, "manufacturer", "change", "Other", "--policy", "any", "--heed-expiry")
     assert (changed["policy"], changed["ignore_expiry"]) == ("any", False)
+    assert (changed["masa_url"], changed["masa_anchors"]) == (added["masa_url"], "web")
+    changed = run_json(
+        bench, "manufacturer", "change", "Other", "--masa-url", "x.example", "--masa-anchors", str(anchors)
+    )
+    assert changed["masa_url"] == "https://x.example/.well-known/brski"
+    assert changed["masa_anchors"] == [other.root.subject.rfc4514_string()]
+    changed = run_json(bench, "manufacturer", "change", "Other", "--masa-url", "", "--masa-anchors", "")
+    assert (changed["masa_url"], changed["masa_anchors"]) == (None, None)
     assert run_json(bench, "manufacturer", "remove", "Other") == {"removed": "Other"}
     for arguments in (
         ("manufacturer", "add", "Maker", "--anchors", str(anchors)),

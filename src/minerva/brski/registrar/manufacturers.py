@@ -102,16 +102,8 @@ def add(
     anchors = _load(anchors_pem, "anchors")
     if not anchors:
         raise ManufacturerError("a manufacturer needs a trust anchor, or none of its devices can be known")
-    if masa_url is not None:
-        try:
-            masa_url = idevid.normalise_masa_url(masa_url)
-        except IdevidError as error:
-            raise ManufacturerError(f"the URL of the MASA: {error}") from error
-    stored: str | None = None
-    if masa_anchors_pem is not None:
-        stored = WEB if masa_anchors_pem == WEB else _pem(_load(_bytes(masa_anchors_pem), "MASA anchors"))
-        if not stored:
-            raise ManufacturerError('without a certificate no MASA is known: give "web" or leave it out')
+    url = None if masa_url is None else _masa_url(masa_url)
+    server = None if masa_anchors_pem is None else _masa_anchors(masa_anchors_pem)
     for other in load_all(connection):
         if other.name == name:
             raise ManufacturerError(f"there is a manufacturer {name} already; it is left as it is")
@@ -124,8 +116,8 @@ def add(
         .values(
             name=name,
             anchors=_pem(anchors),
-            masa_url=masa_url,
-            masa_anchors=stored,
+            masa_url=url,
+            masa_anchors=server,
             policy=policy.value,
             ignore_expiry=ignore_expiry,
             serial_source=serial_source.value,
@@ -139,21 +131,28 @@ def add(
 
 
 def change(
-    connection: Connection, name: str, *, policy: Policy | None = None, ignore_expiry: bool | None = None
+    connection: Connection,
+    name: str,
+    *,
+    policy: Policy | None = None,
+    ignore_expiry: bool | None = None,
+    masa_url: str | None = None,
+    masa_anchors_pem: bytes | Literal["web", ""] | None = None,
 ) -> Manufacturer:
-    """Change the policy of a manufacturer, or whether its IDevIDs expire.
+    """Change what is given of a manufacturer; an empty ``masa_url`` or ``masa_anchors_pem`` is again none.
 
     Raises :class:`ManufacturerError`.
     """
     found = find(connection, name)
-    connection.execute(
-        sa.update(manufacturers)
-        .where(manufacturers.c.id == found.id)
-        .values(
-            policy=(policy or found.policy).value,
-            ignore_expiry=found.ignore_expiry if ignore_expiry is None else ignore_expiry,
-        )
-    )
+    values: dict[str, Any] = {
+        "policy": (policy or found.policy).value,
+        "ignore_expiry": found.ignore_expiry if ignore_expiry is None else ignore_expiry,
+    }
+    if masa_url is not None:
+        values["masa_url"] = _masa_url(masa_url) if masa_url else None
+    if masa_anchors_pem is not None:
+        values["masa_anchors"] = None if masa_anchors_pem == "" else _masa_anchors(masa_anchors_pem)
+    connection.execute(sa.update(manufacturers).where(manufacturers.c.id == found.id).values(values))
     _touch(connection)
     return find(connection, name)
 
@@ -308,6 +307,20 @@ def _manufacturer(row: Any) -> Manufacturer:
         ignore_expiry=bool(row["ignore_expiry"]),
         serial_source=SerialNumberSource(row["serial_source"] or SerialNumberSource.SERIAL_NUMBER),
     )
+
+
+def _masa_url(text: str) -> str:
+    try:
+        return idevid.normalise_masa_url(text)
+    except IdevidError as error:
+        raise ManufacturerError(f"the URL of the MASA: {error}") from error
+
+
+def _masa_anchors(pem: bytes | str) -> str:
+    stored = WEB if pem == WEB else _pem(_load(_bytes(pem), "MASA anchors"))
+    if not stored:
+        raise ManufacturerError('without a certificate no MASA is known: give "web" or leave it out')
+    return stored
 
 
 def _load(data: bytes, what: str) -> tuple[x509.Certificate, ...]:
