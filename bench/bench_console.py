@@ -223,7 +223,9 @@ class Conserver:
         answer = self._login(sock, line)
         assert answer in (b"[attached]\r\n", b"[spy]\r\n"), answer
         sock.sendall(b"\x05c;")  # as its own client says that it is ready
-        answer = sock.recv(len(b"[connected]\r\n"), socket.MSG_WAITALL)
+        answer = b""
+        while not answer.endswith(b"\n"):
+            answer += sock.recv(1)
         assert answer == b"[connected]\r\n", answer
         return sock
 
