@@ -19,10 +19,14 @@ PASSWORD = "correct horse"
 HASH = "$scrypt$ln=4,r=8,p=1$"  # completed by `password_hash`: a cheap one, for tests
 
 _ECHO = (
-    "import sys, tty; tty.setraw(0)\nwhile True:\n sys.stdout.write(sys.stdin.read(1)); sys.stdout.flush()"
+    "import pathlib, sys, tty; tty.setraw(0); pathlib.Path(sys.argv[1]).touch()\n"
+    "while True:\n sys.stdout.write(sys.stdin.read(1)); sys.stdout.flush()"
 )
-ECHO = [sys.executable, "-u", "-c", _ECHO]
-"""A device that says what it is told."""
+
+
+def echo(ready: Path) -> list[str]:
+    """Return the command of a device that says what it is told, from when the file ``ready`` is there."""
+    return [sys.executable, "-u", "-c", _ECHO, str(ready)]
 
 
 def password_hash(password: str) -> str:
@@ -61,10 +65,11 @@ class Serving:
         self.run_dir = directory / "run"
         self.config = directory / "minerva.toml"
         self.log = directory / "server.log"
+        self._echo_ready = directory / "echo-ready"
         self.ssh_port, self.web_port, self.raw_port = free_ports(3)
         self.ports: dict[str, dict[str, Any]] = {
             "sh": {"type": "process", "command": ["env", "PS1=$ ", "sh"], "description": "a shell"},
-            "echo": {"type": "process", "command": ECHO},
+            "echo": {"type": "process", "command": echo(self._echo_ready)},
         }
         self.extra = ""
         self.process: subprocess.Popen[bytes] | None = None
@@ -145,6 +150,9 @@ class Serving:
     def __enter__(self) -> Serving:
         self.write()
         self.start()
+        # What is said to it before would be lost when it sets its terminal up.
+        if "echo" in self.ports:
+            until(self._echo_ready.exists, "the device listens")
         return self
 
     def __exit__(self, *_: object) -> None:
