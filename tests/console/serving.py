@@ -149,10 +149,14 @@ class Serving:
 
     def __enter__(self) -> Serving:
         self.write()
-        self.start()
-        # What is said to it before would be lost when it sets its terminal up.
-        if "echo" in self.ports:
-            until(self._echo_ready.exists, "the device listens")
+        try:
+            self.start()
+            # What is said to it before would be lost when it sets its terminal up.
+            if "echo" in self.ports:
+                until(self._echo_ready.exists, "the device listens")
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
