@@ -67,7 +67,9 @@ def test_a_reload_touches_only_what_is_different(serving: Serving) -> None:
         with attach(serving, "echo", "write") as sock, attach(serving, "gone") as leaving:
             del serving.ports["gone"]
             serving.ports["new"] = {
-                "type": "process", "command": ["cat"], "raw_port": serving.raw_port,
+                "type": "process",
+                "command": ["cat"],
+                "raw_port": serving.raw_port,
                 "tools_user": "op",
             }
             serving.ports["sh"]["description"] = "another one"
