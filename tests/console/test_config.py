@@ -359,8 +359,14 @@ def test_a_file(tmp_path: Path) -> None:
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "console.md").read_text()
 
 
+def test_the_example_of_five_minutes() -> None:
+    text = DOCUMENT.split("```toml\n")[1].split("```")[0]
+    assert list(parse(text).ports) == ["web1"]
+
+
 def test_the_document_shows_the_defaults() -> None:
-    text = DOCUMENT.split("```toml\n")[1].split("```")[0].replace("ssh-ed25519 AAAA... alice@desk", KEY)
+    section = DOCUMENT.split("\n## Configuration\n")[1]
+    text = section.split("```toml\n")[1].split("```")[0].replace("ssh-ed25519 AAAA... alice@desk", KEY)
     shown, default = parse(text), config.Config()
     for item in dataclasses.fields(config.Config):
         if item.name not in ("groups", "users", "alerts", "ports"):
