@@ -7,13 +7,13 @@ FUZZ_SECONDS ?= 60
 SOAK_ROUNDS ?= 10
 
 # What only the tests need of Debian; what the demo needs is checked by tools/check-system.
-# The last four are strongSwan, for tests/strangers.
+# The second line is strongSwan, for tests/strangers; the third for consoles.
 TEST_PACKAGES := iperf3 iproute2 openssl postgresql tshark \
 	charon-systemd strongswan-swanctl libcharon-extra-plugins strongswan-pki \
-	ipmitool openipmi openssh-client openssh-server ser2net socat
+	chromium ipmitool openipmi openssh-client openssh-server ser2net socat
 
 # Whom else we are measured against; a bench leaves out what is not there.
-BENCH_PACKAGES := $(TEST_PACKAGES) wireguard-go wireguard-tools
+BENCH_PACKAGES := $(TEST_PACKAGES) conserver-client conserver-server wireguard-go wireguard-tools
 
 # User Mode Linux with IPv6 ESP and xfrm interfaces; what makes it, and where it is kept.
 UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils

@@ -12,6 +12,7 @@ import argparse
 import json
 import multiprocessing
 import os
+import re
 import select
 import shutil
 import signal
@@ -188,6 +189,10 @@ class Ours:
         return len(found) if found == expected(0, len(found)) else 0
 
 
+_REMARK = re.compile(rb"\[-- [^\]\r\n]*\]\r?\n")
+"""What conserver itself writes into a log, such as that somebody has attached; in the middle of a line too."""
+
+
 class Conserver:
     """conserver, whose readers log in as its own client does."""
 
@@ -242,7 +247,7 @@ class Conserver:
     def recorded(self, line: int) -> int:
         """Return how many bytes of the line are in its log, in the right order."""
         found = (self.directory / f"c{line}.log").read_bytes()
-        said = b"".join(part for part in found.splitlines(keepends=True) if not part.startswith(b"[--"))
+        said = _REMARK.sub(b"", found)
         return len(said) if said == expected(0, len(said)) else 0
 
 
