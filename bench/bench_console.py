@@ -190,7 +190,7 @@ class Ours:
 
 
 _REMARK = re.compile(rb"\[-- [^\]\r\n]*\]\r?\n")
-"""What conserver itself writes into a log, such as that somebody has attached; in the middle of a line too."""
+"""What conserver itself writes into a log, as when somebody has attached; in the middle of a line, too."""
 
 
 class Conserver:
