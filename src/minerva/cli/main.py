@@ -20,7 +20,7 @@ _MAX_ERROR = 2000
 INTERRUPTED = 130
 """The exit code after ^C: what a shell makes of a program that SIGINT ended."""
 
-_REGISTRAR_LIBRARIES = frozenset({"sqlalchemy", "starlette", "uvicorn"})
+_REGISTRAR_LIBRARIES = frozenset({"sqlalchemy", "starlette"})
 """What the extra ``registrar`` installs. Who runs it with the extra ``console`` has half of them."""
 
 _COMMANDS = {
