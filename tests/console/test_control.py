@@ -19,8 +19,8 @@ from typing import Any
 
 import pytest
 
+from minerva.asa import local_socket
 from minerva.console.events import Mode
-from minerva.console.fronts import control
 from minerva.console.fronts.control import MAX_CONNECTIONS, ControlFront, open_control_socket
 from minerva.console.power import PowerAction
 from minerva.core.errors import UsageError
@@ -370,7 +370,7 @@ def test_the_socket_is_for_root_and_the_group(tmp_path: Path, monkeypatch: pytes
         open_control_socket(path)
     first.close()
     fake = SimpleNamespace(getgrnam=lambda name: SimpleNamespace(gr_gid=os.getgid(), name=name))
-    monkeypatch.setattr(control, "grp", fake)
+    monkeypatch.setattr(local_socket, "grp", fake)
     open_control_socket(path).close()  # in place of what is left of the first
     assert stat.S_IMODE(path.stat().st_mode) == 0o660
     with pytest.raises(UsageError, match="cannot make the socket"):

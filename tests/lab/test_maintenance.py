@@ -116,7 +116,7 @@ def test_renewal_interrupts_nothing(lab: StandingLab) -> None:
 
 def test_a_new_issuing_ca_interrupts_nothing(lab: StandingLab) -> None:
     """
-    covers: E-4, 6.2.4-2
+    covers: E-4
     """
     old = {node: certificate(lab, node).issuer for node in NODES}
     keys = {node: _authority_key(certificate(lab, node)) for node in NODES}

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import grp
 import itertools
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -20,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from minerva.asa.local_socket import open_local_socket
 from minerva.asa.protocol import (
     API_SOCKET,
     TRACE,
@@ -31,15 +30,11 @@ from minerva.asa.protocol import (
     TraceRecord,
 )
 from minerva.connect.budget import TimeBudget
-from minerva.core.errors import UsageError
 from minerva.grasp.api import ErrorCode
 from minerva.grasp.engine import Answer
 from minerva.grasp.substrate import Traced
 
 log = logging.getLogger(__name__)
-
-API_GROUP = "minerva"
-"""Members of this group may use the API, besides root."""
 
 MAX_CONNECTIONS = 64
 MAX_REQUESTS = 256
@@ -93,35 +88,7 @@ class ApiCounters:
 
 def open_api_socket(run_dir: Path) -> socket.socket:
     """Return a socket that listens as the API socket in ``run_dir``. Raises UsageError."""
-    return open_local_socket(run_dir / API_SOCKET, socket.SOCK_STREAM)
-
-
-def open_local_socket(path: Path, kind: socket.SocketKind) -> socket.socket:
-    """Return a Unix socket that listens on ``path``. One left there before is replaced.
-
-    It is for root and the group ``minerva``; where there is no such group, for root alone. Raises UsageError.
-    """
-    sock = socket.socket(socket.AF_UNIX, kind | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
-    try:
-        path.unlink(missing_ok=True)
-        # Nobody may connect between bind and chmod, not even with the widest umask.
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        try:
-            group = grp.getgrnam(API_GROUP).gr_gid
-        except KeyError:
-            pass
-        else:
-            os.chown(path, -1, group)
-            path.chmod(0o660)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise UsageError(f"cannot make the socket {path}: {error.strerror or error}") from error
-    return sock
+    return open_local_socket(run_dir / API_SOCKET, socket.SOCK_STREAM, _BACKLOG)
 
 
 class _Client:

@@ -14,8 +14,8 @@ from ipaddress import AddressValueError, IPv6Address, IPv6Network
 from pathlib import Path
 from typing import Any
 
+from minerva.asa.local_socket import open_local_socket
 from minerva.asa.sockets import MAX_PACKET, SOCKETS_SOCKET
-from minerva.connect.grasp_api import open_local_socket
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.linux.namespace import Namespace
 from minerva.linux.sockets import start_connect, tcp_listener, tcp_socket
@@ -42,7 +42,7 @@ class SocketServer:
         self._path = run_dir / SOCKETS_SOCKET
         self._loop = asyncio.get_running_loop()
         self._clients: set[socket.socket] = set()
-        self._listener = open_local_socket(self._path, socket.SOCK_SEQPACKET)
+        self._listener = open_local_socket(self._path, socket.SOCK_SEQPACKET, MAX_CLIENTS)
         self._loop.add_reader(self._listener, self._accept)
 
     def _accept(self) -> None:

@@ -308,7 +308,7 @@ class CertificateAuthority:
                 self._within(lifetime, now),
             )
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-            .add_extension(_key_usage(ca=False), critical=True)
+            .add_extension(key_usage(ca=False), critical=True)
         )
         if names:
             builder = builder.add_extension(x509.SubjectAlternativeName(names), critical=False)
@@ -504,7 +504,7 @@ def _ca_builder(
     return (
         _builder(subject, key, validity, key_id)
         .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
+        .add_extension(key_usage(ca=True), critical=True)
     )
 
 
@@ -526,7 +526,8 @@ def _revoked(serial_number: int, when: datetime, reason: x509.ReasonFlags | None
     return builder.build()
 
 
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
+def key_usage(*, ca: bool) -> x509.KeyUsage:
+    """Return what a key is for: that of a CA signs certificates and CRLs, any other one only signs."""
     # A node only signs. IKEv2 and all TLS suites of the profile agree on keys by (EC)DHE: there is no RSA
     # key transport, which keyEncipherment is for, and no ECDH with a certified key, as for keyAgreement.
     return x509.KeyUsage(

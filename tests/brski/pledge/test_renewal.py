@@ -224,7 +224,7 @@ def test_a_certificate_for_another_key() -> None:
 
 
 def test_trust_anchors_come_along() -> None:
-    """covers: 6.2.5-1, E-4"""
+    """covers: 6.2.4-2, 6.2.5-1, E-4"""
     new = Ca.root("Domain root 2", kind="p384/root2", **VALID)
     registrar = Registrar(authorities=(ROOT.certificate, ISSUING.certificate, new.certificate))
     assert set(renewed(registrar).anchors) == {ROOT.certificate, new.certificate}

@@ -28,6 +28,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 from minerva.brski.masa.errors import MasaError
 from minerva.brski.masa.settings import SETTINGS_FILE, Settings
 from minerva.core.text import printable
+from minerva.pki.ca import key_usage
 from minerva.pki.certificates import dump_pem, load_pem
 from minerva.pki.errors import CertificateError, KeyRuleError
 from minerva.pki.files import File, locked, write_files
@@ -226,7 +227,7 @@ def _make_signer(settings: Settings, vouchers: Pair, now: datetime) -> Pair:
     builder = (
         _builder(_name(settings, "MASA"), key.public_key(), now, now + LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(key_usage(ca=False), critical=True)
     )
     return Pair(_sign(builder, vouchers), key)
 
@@ -238,7 +239,7 @@ def _make_tls(settings: Settings, root: Pair, now: datetime) -> Pair:
     builder = (
         _builder(_name(settings, common_name), key.public_key(), now, now + LIFETIME)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(ca=False), critical=True)
+        .add_extension(key_usage(ca=False), critical=True)
         .add_extension(x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH]), critical=False)
         .add_extension(x509.SubjectAlternativeName([_general_name(host)]), critical=False)
     )
@@ -282,21 +283,7 @@ def _ca_builder(
     return (
         _builder(subject, key.public_key(), now, NEVER)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage(ca=True), critical=True)
-    )
-
-
-def _key_usage(*, ca: bool) -> x509.KeyUsage:
-    return x509.KeyUsage(
-        digital_signature=not ca,
-        content_commitment=False,
-        key_encipherment=False,
-        data_encipherment=False,
-        key_agreement=False,
-        key_cert_sign=ca,
-        crl_sign=ca,
-        encipher_only=False,
-        decipher_only=False,
+        .add_extension(key_usage(ca=True), critical=True)
     )
 
 

@@ -10,10 +10,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
-import grp
 import json
 import logging
-import os
 import pwd
 import select
 import socket
@@ -22,6 +20,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, Final
 
+from minerva.asa.local_socket import open_local_socket
 from minerva.console.access import EVERYTHING, Action, Identity, Role
 from minerva.console.break_glass import DAYS, HOURS, Tokens
 from minerva.console.config import parse_escape
@@ -36,8 +35,6 @@ from minerva.core.text import printable
 log = logging.getLogger(__name__)
 
 SOCKET: Final = "console.sock"
-GROUP: Final = "minerva"
-"""Members of this group may use the socket, besides root."""
 MAX_CONNECTIONS: Final = 64
 MAX_REQUEST: Final = 262_144
 QUEUE: Final = 65_536
@@ -56,32 +53,9 @@ def open_control_socket(path: Path) -> socket.socket:
 
     One left there before is replaced, but not one that somebody listens on.
     """
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-    try:
-        if _is_served(path):
-            raise UsageError(f"a console server runs already: it listens on {path}")
-        path.unlink(missing_ok=True)
-        # Nobody may connect between bind and chmod, not even with the widest umask.
-        before = os.umask(0o177)
-        try:
-            sock.bind(str(path))
-        finally:
-            os.umask(before)
-        try:
-            group = grp.getgrnam(GROUP).gr_gid
-        except KeyError:
-            pass
-        else:
-            os.chown(path, -1, group)
-            path.chmod(0o660)
-        sock.listen(_BACKLOG)
-    except OSError as error:
-        sock.close()
-        raise UsageError(f"cannot make the socket {path}: {error.strerror or error}") from error
-    except UsageError:
-        sock.close()
-        raise
-    return sock
+    if _is_served(path):
+        raise UsageError(f"a console server runs already: it listens on {path}")
+    return open_local_socket(path, socket.SOCK_STREAM, _BACKLOG)
 
 
 def peer_identity(sock: socket.socket) -> Identity:
