@@ -189,6 +189,8 @@ class Member:
         """Remove what is left, after :meth:`say_goodbye` and when the ports are closed. Raises LinuxError."""
         if self._sockets is not None:
             self._sockets.close()
+        # A node that goes on as a pledge keeps its ports, and nobody may connect to them any more.
+        self._proxy.close_all()
         try:
             await self._acp.close(self._host)
         finally:
