@@ -30,8 +30,11 @@ JITTER: Final = 0.25
 STEADY_SECONDS: Final = 10.0
 """A connection that held so long was a good one: after it, the back-off begins anew."""
 
-GATHER_SECONDS: Final = 0.01
+GATHER_SECONDS: Final = 0.03
 """Output that comes in small pieces is gathered so long: nobody sees that, and it saves most of the work."""
+LIVELY_GATHER_SECONDS: Final = 0.01
+LIVELY_SECONDS: Final = 1.0
+"""What comes so soon after input is gathered for a shorter time: a program may wait for each answer."""
 _SMALL: Final = 1024
 _PIECE: Final = 1024
 """So many bytes of input are written at once, lest a break has to wait for long."""
@@ -203,18 +206,22 @@ class Runner:
 
     async def _read(self) -> None:
         loop = asyncio.get_running_loop()
-        due = 0.0
+        due = lively = 0.0
+        sent = self.hub.bytes_out
         while data := await self.backend.read():
             self._output(data)
             now = loop.time()
+            if sent != self.hub.bytes_out:
+                sent, lively = self.hub.bytes_out, now + LIVELY_SECONDS
+            pause = LIVELY_GATHER_SECONDS if now < lively else GATHER_SECONDS
             # The first piece after a silence is shown at once: an echo must not lag.
             if len(data) < _SMALL and now < due:
-                await asyncio.sleep(GATHER_SECONDS)
-                now += GATHER_SECONDS
+                await asyncio.sleep(pause)
+                now += pause
             else:
                 # A line that always has more to say must not keep the others from being heard.
                 await asyncio.sleep(0)
-            due = now + 2 * GATHER_SECONDS
+            due = now + 2 * pause
         raise BackendError("the device ended the connection")
 
     async def _write(self) -> None:
