@@ -27,6 +27,7 @@ from typing import Final
 from minerva.connect import messages as m
 from minerva.connect.ipc import encode, socket_pair
 from minerva.core.secret import Secret
+from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE
 from minerva.linux import sockets
 from minerva.linux.icmp import EchoSocket
@@ -172,7 +173,9 @@ def minerva(made: Tunnel, *, large_buffers: bool) -> None:
             )
         made.start([sys.executable, "-c", _END, str(child.fileno())], pass_fds=(child.fileno(),))
         child.close()
-        socket.send_fds(supervisor, [encode(m.ChannelAttach(1, made.device, INNER_MTU))], [tun, esp.fileno()])
+        socket.send_fds(
+            supervisor, [encode(m.ChannelAttach(1, made.device, INNER_MTU, REKEY_BYTES))], [tun, esp.fileno()]
+        )
         supervisor.send(encode(m.ChannelKeys(1, 256 + end, 257 - end, keys[end], keys[1 - end], send=True)))
         os.close(tun)
         esp.close()

@@ -31,6 +31,7 @@ def test_all_settings() -> None:
     [ike]
     ike_lifetime = 4
     child_lifetime = 3
+    child_bytes = 1_048_576
     [debug]
     key_log = "/tmp/keys"
     """
@@ -40,7 +41,7 @@ def test_all_settings() -> None:
         acp=config.Acp("acp7", True),
         rpl=config.Rpl(True),
         proxy=config.Proxy(False),
-        ike=config.Ike(4, 3),
+        ike=config.Ike(4, 3, 1 << 20),
         debug=config.Debug("/tmp/keys"),
         log_level="debug",
     )
@@ -59,6 +60,8 @@ def test_all_settings() -> None:
         ("[ike]\nchild_lifetime = 1", "ike.child_lifetime must be 2 to 86400 seconds"),
         ("[ike]\nike_lifetime = 90_000", "ike.ike_lifetime must be 2 to 86400 seconds"),
         ("[ike]\nike_lifetime = 9.5", "must be a whole number"),
+        ("[ike]\nchild_bytes = 1_048_575", "ike.child_bytes must be 1048576 to 274877906944 bytes"),
+        ("[ike]\nchild_bytes = 274_877_906_945", "ike.child_bytes must be 1048576 to 274877906944 bytes"),
         ('log_level = "loud"', "log_level must be one of"),
         ('data_plane = "hardware"', "data_plane must be one of auto, kernel, user"),
         ("[ports", "is not TOML"),

@@ -19,6 +19,8 @@ from minerva.esp.sa import InboundSA, OutboundSA
 
 KEYS = {number: Secret(bytes([number]) * 36) for number in range(1, 7)}
 
+BYTES = 1000
+
 
 def ipv6(payload: bytes) -> bytes:
     return bytes([0x60, 0, 0, 0, *len(payload).to_bytes(2), 59, 64]) + bytes(32) + payload
@@ -37,7 +39,7 @@ class Bench:
         self.wire, esp = socket.socketpair(socket.AF_UNIX, kind)
         for sock in (self.acp, tun, self.wire, esp):
             sock.setblocking(False)
-        self.supervisor.send(m.ChannelAttach(1, "acp_x", 1426), [tun.fileno(), esp.fileno()])
+        self.supervisor.send(m.ChannelAttach(1, "acp_x", 1426, BYTES), [tun.fileno(), esp.fileno()])
         tun.close()
         esp.close()
 
@@ -164,10 +166,15 @@ def test_keys_that_the_peer_may_not_have_wait() -> None:
     asyncio.run(main())
 
 
+def by_packets(spi: int, key: Secret, rekey_bytes: int) -> OutboundSA:
+    assert rekey_bytes == BYTES
+    return OutboundSA(spi, key, rekey_sequence=2)
+
+
 def test_a_channel_that_has_sent_much_asks_for_new_keys(monkeypatch: pytest.MonkeyPatch) -> None:
     """Once for each pair of SAs, and the channel goes on."""
     monkeypatch.setattr(data_plane, "_TRAFFIC_SECONDS", 0.02)
-    monkeypatch.setattr(data_plane, "OutboundSA", lambda spi, key: OutboundSA(spi, key, rekey_sequence=2))
+    monkeypatch.setattr(data_plane, "OutboundSA", by_packets)
 
     async def main() -> None:
         bench = Bench()
@@ -182,6 +189,27 @@ def test_a_channel_that_has_sent_much_asks_for_new_keys(monkeypatch: pytest.Monk
             assert await bench.sent_with() == "00000191"
         await asyncio.sleep(0.1)
         assert bench.said == [m.ChannelRekey(1)] * 2
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_a_channel_that_has_sent_many_bytes_asks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """
+    covers: 6.8-rekey
+    """
+    monkeypatch.setattr(data_plane, "_TRAFFIC_SECONDS", 0.02)
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        bench.acp.send(ipv6(bytes(BYTES - 82)))
+        assert await bench.sent_with() == "00000190"
+        await asyncio.sleep(0.1)
+        assert bench.said == []
+        bench.acp.send(ipv6(b""))
+        await asyncio.sleep(0.1)
+        assert bench.said == [m.ChannelRekey(1)]
         await bench.close()
 
     asyncio.run(main())
@@ -219,7 +247,7 @@ def test_a_flooded_channel_does_not_starve_another() -> None:
         wire, esp = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         for sock in (acp, tun, wire, esp):
             sock.setblocking(False)
-        bench.supervisor.send(m.ChannelAttach(2, "acp_y", 1426), [tun.fileno(), esp.fileno()])
+        bench.supervisor.send(m.ChannelAttach(2, "acp_y", 1426, BYTES), [tun.fileno(), esp.fileno()])
         tun.close()
         esp.close()
         bench.keys(300, 400, 1, 2)

@@ -24,6 +24,7 @@ from minerva.linux.xfrm import Direction, SaCounters, SecurityAssociation
 OURS, PEER, OTHER = IPv6Address("fe80::1"), IPv6Address("fe80::2"), IPv6Address("fe80::3")
 MATERIAL = bytes(range(100, 136))
 FIRST = 10_000
+BYTES = 1_000_000
 
 
 class FakeXfrm:
@@ -112,7 +113,7 @@ class World:
         )
         self.told: list[Message] = []
         self.later: list[Coroutine[Any, Any, None]] = []
-        self.plane = KernelDataPlane(self.acp, self.told.append, self.later.append)  # type: ignore[arg-type]
+        self.plane = KernelDataPlane(self.acp, self.told.append, self.later.append, BYTES)  # type: ignore[arg-type]
 
     async def attach(self, number: int = 1, peer: IPv6Address = PEER) -> Channel:
         """Attach a channel."""
@@ -154,7 +155,10 @@ def test_a_first_pair_is_for_both_directions_at_once(world: World) -> None:
         assert xfrm.added == [
             SecurityAssociation(PEER, OURS, 1001, FIRST, window=1024),
             SecurityAssociation(
-                OURS, PEER, 2001, FIRST, soft_packets=REKEY_SEQUENCE, hard_packets=LAST_SEQUENCE
+                *(OURS, PEER, 2001, FIRST),
+                soft_bytes=BYTES,
+                soft_packets=REKEY_SEQUENCE,
+                hard_packets=LAST_SEQUENCE,
             ),
         ]
         assert xfrm.policies[Direction.OUT, FIRST] == (OURS, PEER, 2001)
@@ -246,20 +250,21 @@ def test_others_are_sent_with_before_a_pair_is_deleted(world: World) -> None:
     run(test())
 
 
-def test_fresh_keys_are_asked_for_once_in_time(world: World) -> None:
+@pytest.mark.parametrize(("counter", "limit"), [("packets", REKEY_SEQUENCE), ("bytes", BYTES)])
+def test_fresh_keys_are_asked_for_once_in_time(world: World, counter: str, limit: int) -> None:
     async def test() -> None:
         await world.attach()
         world.plane.add_keys(keys(1001, 2001))
-        world.xfrm[0].count(PEER, 2001, packets=REKEY_SEQUENCE - 1)
+        world.xfrm[0].count(PEER, 2001, **{counter: limit - 1})
         await world.plane.status()
         assert world.told == []
-        world.xfrm[0].count(PEER, 2001, packets=REKEY_SEQUENCE)
+        world.xfrm[0].count(PEER, 2001, **{counter: limit})
         for _ in range(3):
             await world.plane.status()
         assert world.told == [m.ChannelRekey(1)]
         world.plane.add_keys(keys(1002, 2002, send=True))
         await asyncio.sleep(0.05)
-        world.xfrm[0].count(PEER, 2002, packets=REKEY_SEQUENCE)
+        world.xfrm[0].count(PEER, 2002, **{counter: limit})
         await world.plane.status()
         assert world.told == [m.ChannelRekey(1), m.ChannelRekey(1)]
 

@@ -131,6 +131,14 @@ def test_sequence_numbers_and_ivs_never_repeat() -> None:
     assert (sa.packets, sa.bytes) == (1000, 40_000)
 
 
+def test_rekey_is_due_by_bytes() -> None:
+    sa = OutboundSA(SPI, KEY, rekey_bytes=100)
+    sa.seal(ipv6(59))
+    assert not sa.rekey_due
+    sa.seal(ipv6(41))
+    assert sa.rekey_due
+
+
 def test_rekey_is_due_and_then_the_numbers_end() -> None:
     sa = OutboundSA(SPI, KEY, rekey_sequence=2)
     sa.seal(ipv6(40))

@@ -80,6 +80,7 @@ def test_the_kernel_has_the_sas_that_status_shows(lab: StandingLab) -> None:
                 assert "flag  (0x00000000)" in sa.text, "no extended sequence numbers"
             assert inbound[0].number(r"replay_window (\d+)") == 1024
             assert outbound[0].number(r"soft (\d+)\(packets\)") == 3 * 2**30
+            assert outbound[0].number(r"soft (\d+)\(bytes\)") == 2**38
             assert outbound[0].number(r"hard (\d+)\(packets\)") == 2**32 - 1
 
 

@@ -23,6 +23,7 @@ from minerva.connect import ipc
 from minerva.connect import messages as m
 from minerva.connect.data_plane import DataPlane
 from minerva.core.secret import Secret
+from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE, OutboundSA
 from minerva.linux.namespace import Namespace
 from minerva.linux.tun import open_tun
@@ -280,7 +281,7 @@ def test_a_malicious_peer_does_not_end_the_channel(place: tuple[Namespace, int])
         wire, esp = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         wire.setblocking(False)
         esp.setblocking(False)
-        supervisor.send(m.ChannelAttach(1, "acp_t", MTU), [tun, esp.fileno()])
+        supervisor.send(m.ChannelAttach(1, "acp_t", MTU, REKEY_BYTES), [tun, esp.fileno()])
         esp.close()
         supervisor.send(m.ChannelKeys(1, 300, 400, key, key, send=True))
         peer, packets = OutboundSA(300, key), hostile()

@@ -24,7 +24,9 @@ IF_ID = 7
 MATERIAL = bytes(range(36))
 KEY = Secret(MATERIAL)
 INBOUND = SecurityAssociation(THEIRS, OURS, 0x101, IF_ID, window=1024)
-OUTBOUND = SecurityAssociation(OURS, THEIRS, 0x202, IF_ID, soft_packets=1000, hard_packets=2000)
+OUTBOUND = SecurityAssociation(
+    OURS, THEIRS, 0x202, IF_ID, soft_bytes=1_000_000, soft_packets=1000, hard_packets=2000
+)
 
 VECTORS = {
     block.splitlines()[0]: bytes.fromhex("".join(block.splitlines()[3:]))

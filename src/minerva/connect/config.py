@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from minerva.core import settings
 from minerva.core.errors import UsageError
+from minerva.esp.packet import REKEY_BYTES
 from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME
 
 
@@ -56,6 +56,8 @@ class Ike:
     """How long an IKE SA, by which two neighbours negotiate keys, is used before it is rekeyed."""
     child_lifetime: int = CHILD_LIFETIME
     """How long the keys of the packets themselves are used before they are replaced."""
+    child_bytes: int = REKEY_BYTES
+    """Or for how many bytes, if that comes first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,7 @@ class Config:
 DATA_PLANES = ("auto", "kernel", "user")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_INTERFACE_NAME = 15
+_CHILD_BYTES = range(1 << 20, REKEY_BYTES + 1)
 _LIFETIMES = range(2, 86_400 + 1)  # of keys, in seconds: twice the overlap of old and new, and a day
 
 
@@ -104,8 +107,12 @@ def parse(text: str, source: str, separator: str = ".") -> Config:
     name = config.acp.interface
     if not 0 < len(name) <= _MAX_INTERFACE_NAME or "/" in name or name.split() != [name]:
         raise UsageError(f"{source}: acp.interface {name!r} cannot be the name of an interface")
-    for setting, seconds in dataclasses.asdict(config.ike).items():
-        if seconds not in _LIFETIMES:
+    if config.ike.child_bytes not in _CHILD_BYTES:
+        raise UsageError(
+            f"{source}: ike.child_bytes must be {_CHILD_BYTES.start} to {_CHILD_BYTES.stop - 1} bytes"
+        )
+    for setting in ("ike_lifetime", "child_lifetime"):
+        if getattr(config.ike, setting) not in _LIFETIMES:
             raise UsageError(
                 f"{source}: ike.{setting} must be {_LIFETIMES.start} to {_LIFETIMES.stop - 1} seconds"
             )

@@ -47,6 +47,7 @@ class _Channel:
         self.number = attach.channel
         self.name = attach.name
         self._mtu = attach.mtu
+        self._rekey_bytes = attach.rekey_bytes
         self._loop = loop
         self._tun = tun
         self._esp = socket.socket(fileno=esp)
@@ -63,7 +64,8 @@ class _Channel:
     def add_keys(self, keys: ChannelKeys) -> None:
         """Receive with a further pair of SAs; send with it soon, or when the peer shows that it has it."""
         self.sas.add_inbound(InboundSA(keys.spi_in, keys.key_in))
-        self._order.add(keys.spi_in, OutboundSA(keys.spi_out, keys.key_out))
+        outbound = OutboundSA(keys.spi_out, keys.key_out, rekey_bytes=self._rekey_bytes)
+        self._order.add(keys.spi_in, outbound)
         self.sas.set_outbound(self._order.choose())
         if keys.send:
             self._loop.call_later(SETTLE_SECONDS, self._send_with, keys.spi_in)

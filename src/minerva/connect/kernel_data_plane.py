@@ -94,11 +94,14 @@ class _Link:
 class _KernelChannel:
     """A channel with its SAs. All methods raise LinuxError when the kernel says no."""
 
-    def __init__(self, channel: Channel, link: _Link, ours: IPv6Address, number: int) -> None:
+    def __init__(
+        self, channel: Channel, link: _Link, ours: IPv6Address, number: int, rekey_bytes: int
+    ) -> None:
         self.channel = channel
         self.link = link
         self._ours = ours
         self.number = number  # of the interface
+        self._rekey_bytes = rekey_bytes
         self._pairs: dict[int, _Pair] = {}
         self.order = SendingOrder[_Pair]()
         self._sending: _Pair | None = None  # what the policy names
@@ -116,7 +119,10 @@ class _KernelChannel:
         ours, peer, number = self._ours, self.channel.peer, self.number
         inbound = SecurityAssociation(peer, ours, keys.spi_in, number, window=DEFAULT_WINDOW)
         outbound = SecurityAssociation(
-            ours, peer, keys.spi_out, number, soft_packets=REKEY_SEQUENCE, hard_packets=LAST_SEQUENCE
+            *(ours, peer, keys.spi_out, number),
+            soft_bytes=self._rekey_bytes,
+            soft_packets=REKEY_SEQUENCE,
+            hard_packets=LAST_SEQUENCE,
         )
         self.link.xfrm.add_sa(inbound, keys.key_in)
         try:
@@ -204,7 +210,8 @@ class _KernelChannel:
         pair = self._sending
         if pair is None or pair.rekey_asked or pair.outbound is None:
             return False
-        pair.rekey_asked = pair.outbound.packets >= REKEY_SEQUENCE
+        sent = pair.outbound
+        pair.rekey_asked = sent.packets >= REKEY_SEQUENCE or sent.bytes >= self._rekey_bytes
         return pair.rekey_asked
 
     def status(self) -> dict[str, Any]:
@@ -222,6 +229,7 @@ class KernelDataPlane:
     """One of the two data planes (:class:`~minerva.connect.channels.ChannelDataPlane`).
 
     ``tell`` takes messages for the abutment; ``later`` does something in the ACP namespace, in its turn.
+    Keys are replaced after ``rekey_bytes`` bytes.
     """
 
     name = "kernel"
@@ -232,10 +240,12 @@ class KernelDataPlane:
         acp: AcpNamespace,
         tell: Callable[[Message], None],
         later: Callable[[Coroutine[Any, Any, None]], None],
+        rekey_bytes: int,
     ) -> None:
         self._acp = acp
         self._tell = tell
         self._later = later
+        self._rekey_bytes = rekey_bytes
         self._numbers = count(_FIRST_INTERFACE)
         self._links: dict[int, _Link] = {}  # by the number of the port
         self._channels: dict[int, _KernelChannel] = {}
@@ -256,7 +266,8 @@ class KernelDataPlane:
         if link is None:
             link = self._links[port.number] = _Link(port)
         link.users += 1
-        made = self._channels[channel.number] = _KernelChannel(channel, link, port.link_local, number)
+        made = _KernelChannel(channel, link, port.link_local, number, self._rekey_bytes)
+        self._channels[channel.number] = made
         channel.index = number
         try:
             made.open()

@@ -109,11 +109,12 @@ class Member:
         self.identity = identity
         self._acp = AcpNamespace(node.state, identity.address, node.config.acp.interface)
         self._data_plane: ChannelDataPlane
+        child_bytes = node.config.ike.child_bytes
         if data_plane.kernel:
-            self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later)
+            self._data_plane = KernelDataPlane(self._acp, self._tell_abutment, self._later, child_bytes)
         else:
             self._data_plane = UserDataPlane(
-                self._acp, self._children, self._tell_abutment, self._data_plane_lost
+                self._acp, self._children, self._tell_abutment, self._data_plane_lost, child_bytes
             )
         self._data_plane_reason = data_plane.reason
         self._proxy = ProxyGate(

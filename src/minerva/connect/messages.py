@@ -221,11 +221,15 @@ class ChannelRefused(Message):
 @message(40)
 @dataclass(frozen=True, slots=True)
 class ChannelAttach(Message):
-    """S → D: move packets for this channel; with [TUN, ESP socket]."""
+    """S → D: move packets for this channel; with [TUN, ESP socket].
+
+    After ``rekey_bytes`` bytes under one key it is time for another.
+    """
 
     channel: int
     name: str
     mtu: int
+    rekey_bytes: int
 
 
 @message(41)

@@ -39,7 +39,8 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plan
     pid, sock = zygote.start(empty_root)
     try:
         state = NodeState(state_dir)
-        identity, expired = _who_we_are(state_dir, datetime.now(UTC))
+        finish_storing(state_dir)
+        identity, expired = who_we_are(state_dir, datetime.now(UTC))
         # Only now, and only here: pyroute2 costs 23 MiB, which no child needs.
         from minerva.connect.kernel_probe import choose
         from minerva.connect.supervisor import Supervisor
@@ -75,9 +76,8 @@ def _prepare_run_dir(run_dir: Path) -> tuple[Path, int]:
     return empty_root, lock
 
 
-def _who_we_are(state_dir: Path, when: datetime) -> tuple[Identity | None, Identity | None]:
+def who_we_are(state_dir: Path, when: datetime) -> tuple[Identity | None, Identity | None]:
     """Return our identity, or none and the one that has expired, if there was any. Raises MinervaError."""
-    finish_storing(state_dir)
     device = state_dir / IDEVID_DIRECTORY
     if device.is_dir():
         _check_directory(device)

@@ -29,7 +29,7 @@ class UserDataPlane:
     """One of the two data planes (:class:`~minerva.connect.channels.ChannelDataPlane`).
 
     ``tell`` takes messages for the abutment; ``on_lost`` is called when the child has ended, and all
-    channels with it.
+    channels with it. Keys are replaced after ``rekey_bytes`` bytes.
     """
 
     name = "user"
@@ -40,11 +40,13 @@ class UserDataPlane:
         children: Children,
         tell: Callable[[Message], None],
         on_lost: Callable[[], None],
+        rekey_bytes: int,
     ) -> None:
         self._acp = acp
         self._children = children
         self._tell = tell
         self._on_lost = on_lost
+        self._rekey_bytes = rekey_bytes
 
     def start(self) -> None:
         """Start the child."""
@@ -85,7 +87,8 @@ class UserDataPlane:
             if not self.ready:
                 raise LinuxError("the data plane was lost")
             self._children[_ROLE].send(
-                m.ChannelAttach(channel.number, channel.interface, channel.mtu), descriptors
+                m.ChannelAttach(channel.number, channel.interface, channel.mtu, self._rekey_bytes),
+                descriptors,
             )
         finally:
             for descriptor in descriptors:

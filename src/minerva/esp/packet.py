@@ -35,6 +35,10 @@ ALIGNMENT: Final = 4
 MIN_PACKET_SIZE: Final = HEADER_SIZE + IV_SIZE + ALIGNMENT + ICV_SIZE
 """The shortest ESP packet there can be: one word of ciphertext, in bytes."""
 
+REKEY_BYTES: Final = 2**38
+"""How much may be sealed under one key, in bytes, before it is replaced: 256 GiB. AES-GCM
+keeps a margin of 2**-57 up to 2**38.5 (RFC 8446 section 5.5)."""
+
 NEXT_HEADER_IPV6: Final = 41
 """An IPv6 packet inside: the only kind that an ACP channel carries (RFC 8994 section 6.8.3.1)."""
 

@@ -28,6 +28,7 @@ from minerva.esp.packet import (
     NEXT_HEADER_IPV6,
     NEXT_HEADER_NONE,
     PADDINGS,
+    REKEY_BYTES,
     TRAILERS,
 )
 from minerva.esp.replay import DEFAULT_WINDOW, ReplayWindow
@@ -98,16 +99,25 @@ class OutboundSA:
     """Seals packets under one key, from sequence number 1 to 2**32 - 1 and then no more.
 
     ``key`` is the AES-256 key and the four bytes of salt; it must be new, and of this SA only.
-    ``rekey_sequence`` is where ``rekey_due`` begins. ``packets`` and ``bytes`` count inner packets sealed.
+    ``rekey_due`` begins after ``rekey_sequence`` packets or ``rekey_bytes`` bytes, whichever comes first.
+    ``packets`` and ``bytes`` count inner packets sealed.
     Raises :class:`EspError` for a reserved SPI or key material of the wrong size.
     """
 
-    __slots__ = ("_encrypt", "_next", "_rekey_sequence", "_salt", "bytes", "packets", "spi")
+    __slots__ = ("_encrypt", "_next", "_rekey_bytes", "_rekey_sequence", "_salt", "bytes", "packets", "spi")
 
-    def __init__(self, spi: int, key: Secret, *, rekey_sequence: int = REKEY_SEQUENCE) -> None:
+    def __init__(
+        self,
+        spi: int,
+        key: Secret,
+        *,
+        rekey_sequence: int = REKEY_SEQUENCE,
+        rekey_bytes: int = REKEY_BYTES,
+    ) -> None:
         cipher, self._salt = _cipher(spi, key)
         self._encrypt = cipher.encrypt
         self._rekey_sequence = rekey_sequence
+        self._rekey_bytes = rekey_bytes
         # One indivisible step, so that not even two threads could be given the same number.
         self._next = itertools.count(1).__next__
         self.spi = spi
@@ -116,8 +126,8 @@ class OutboundSA:
 
     @property
     def rekey_due(self) -> bool:
-        """Whether so many sequence numbers are used that it is time to negotiate the next SA."""
-        return self.packets >= self._rekey_sequence
+        """Whether so much is sealed that it is time to negotiate the next SA."""
+        return self.packets >= self._rekey_sequence or self.bytes >= self._rekey_bytes
 
     def seal(self, inner: bytes) -> bytes:
         """Return the ESP packet that carries the IPv6 packet ``inner``.

@@ -86,7 +86,7 @@ class Config:
     """How long an IKE SA is used before it is rekeyed."""
 
     child_lifetime: float = CHILD_LIFETIME
-    """How long a child SA is used before it is rekeyed. (Its owner may want it earlier: by packets.)"""
+    """How long a child SA is used before it is rekeyed. (Its owner may want it earlier, by what was sent.)"""
 
     rekey_jitter: float = 0.2
     """By which part of a lifetime, at most and at random, rekeying begins earlier: it is for the two sides

@@ -77,8 +77,8 @@ class Direction(IntEnum):
 class SecurityAssociation:
     """What an SA is, without its key. ``window`` is the size of the replay window, 0 for one to send with.
 
-    Limits are in packets: after ``soft_packets`` the kernel tells who listens that the SA should be
-    replaced, after ``hard_packets`` it deletes it.
+    After ``soft_bytes`` or ``soft_packets`` the kernel tells who listens that the SA should be replaced,
+    after ``hard_packets`` it deletes it.
     """
 
     source: IPv6Address
@@ -86,6 +86,7 @@ class SecurityAssociation:
     spi: int
     if_id: int
     window: int = 0
+    soft_bytes: int = UNLIMITED
     soft_packets: int = UNLIMITED
     hard_packets: int = UNLIMITED
 
@@ -118,7 +119,7 @@ def _spi(spi: int) -> bytes:
 
 def encode_sa(sa: SecurityAssociation, key: Secret) -> bytearray:
     """Return ``struct xfrm_usersa_info`` and attributes; ``key`` is the AES key, then the salt."""
-    limits = (UNLIMITED, UNLIMITED, sa.soft_packets, sa.hard_packets, 0, 0, 0, 0)
+    limits = (sa.soft_bytes, UNLIMITED, sa.soft_packets, sa.hard_packets, 0, 0, 0, 0)
     body = bytearray(
         _SA_INFO.pack(
             *_ANYTHING,
