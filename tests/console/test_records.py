@@ -166,6 +166,20 @@ def test_lines_have_a_limit() -> None:
     ]
 
 
+@pytest.mark.parametrize("size", [7, 65_536])
+def test_a_device_that_says_only_carriage_returns_costs_no_time_and_no_memory(size: int) -> None:
+    encoder = Encoder("x")
+    encoder.begin(0.0, START)
+    began = time.process_time()
+    for start in range(0, 262_144, size):
+        encoder.output(b"\r" * size, 1.0 + start / 1e6, START)
+        encoder.cast.clear()
+        assert len(encoder._unfinished) <= 100
+    encoder.output(b"x\r\r\n", 2.0, START)
+    assert time.process_time() - began < 10
+    assert texts(encoder.log)[-1].endswith("x")
+
+
 def test_what_interrupts_a_line_is_told_apart_from_it() -> None:
     encoder = Encoder("web1")
     encoder.begin(0.0, START)

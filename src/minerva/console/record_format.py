@@ -33,8 +33,8 @@ MAX_LINE: Final = 4096
 _FOREVER = 1e12
 
 _COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-_UNFINISHED = re.compile(r"(\r+|\x1b(\[[0-9;:]{0,30})?)\Z")
-_LINE_END = re.compile(r"\r*\n")
+_UNFINISHED_COLOUR = re.compile(r"\x1b(\[[0-9;:]{0,30})?\Z")
+_LONGEST_UNFINISHED = 32  # characters of a colour, or CRs: a device that says more of them means no line end
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\d{1,12}\.\d{3}) ([|+*<]) (.*)", re.DOTALL)
 
 
@@ -176,15 +176,15 @@ class Encoder:
 
     def _add(self, data: bytes, steady: float, utc: float) -> None:
         text = self._unfinished + self._bytes_event("o", data, steady)
-        if unfinished := _UNFINISHED.search(text):
-            self._unfinished = unfinished[0]
-            text = text[: unfinished.start()]
-        else:
-            self._unfinished = ""
+        whole = len(text) - _unfinished_tail(text)
+        self._unfinished, text = text[whole:], text[:whole]
         if "\x1b" in text:
             text = _COLOUR.sub("", text)
-        lines = _LINE_END.split(text)
+        # Not by a pattern such as \r*\n, which needs the square of the time for what is only CRs.
+        lines = text.split("\n")
         for line in lines[:-1]:
+            # As many as are waited for, so that a log is the same however the output comes.
+            line = line[:-_LONGEST_UNFINISHED] + line[-_LONGEST_UNFINISHED:].rstrip("\r")
             self._log_text(line if line.isprintable() else printable(line), steady, utc)
             self._finish_line(steady, utc)
         self._log_text(lines[-1] if lines[-1].isprintable() else printable(lines[-1]), steady, utc)
@@ -230,6 +230,15 @@ class Encoder:
     def _log_line(self, kind: str, text: str, steady: float, utc: float) -> None:
         self._break_line()
         self.log += f"{self._stamp(kind, steady, utc)}{printable(text)}\n".encode()
+
+
+def _unfinished_tail(text: str) -> int:
+    """Return how many characters at the end may be the beginning of a line's end or of a colour."""
+    tail = text[-_LONGEST_UNFINISHED:]
+    if tail.endswith("\r"):
+        return len(tail) - len(tail.rstrip("\r"))
+    found = _UNFINISHED_COLOUR.search(tail)
+    return 0 if found is None else len(found[0])
 
 
 def _broken_tail(data: bytes) -> int:
