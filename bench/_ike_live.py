@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from minerva.ikev2 import auth
-from minerva.ikev2.config import Config
+from minerva.ikev2.config import Config, UdpEncapsulation
 from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT, DhGroup
 from minerva.ikev2.encapsulation import NON_ESP_MARKER
 from minerva.ikev2.endpoint import Closed, Endpoint, Established, Failed, SignatureNeeded
@@ -141,7 +141,7 @@ class _Node:
         self.key: Any = issued.private_key
         self.when = datetime.now(UTC)
         # Ended SAs linger for ten seconds by default: here that would be thousands.
-        config = Config(groups=(group,), udp_encapsulation=True, linger=0.1)
+        config = Config(groups=(group,), udp_encapsulation=UdpEncapsulation.FORCE, linger=0.1)
         self.endpoint = Endpoint(own, self.identity, self._authenticate, os.urandom, config)
         device = "a0" if near else "b0"
         self.sockets = {udp_socket(device, port): port for port in (IKE_PORT, ENCAPSULATION_PORT)}

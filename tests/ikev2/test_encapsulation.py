@@ -7,14 +7,19 @@ import hashlib
 import pytest
 
 from minerva.core.sansio import Datagram
-from minerva.ikev2.config import Config
+from minerva.ikev2.config import Config, UdpEncapsulation
 from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT, NotifyType
+from minerva.ikev2.encapsulation import is_wanted
 from minerva.ikev2.endpoint import ChildUp, Established, IkeRekeyed
-from minerva.ikev2.message import HEADER_LENGTH, Header, decode_payloads, find_notify
+from minerva.ikev2.message import HEADER_LENGTH, Header, decode_payloads, encode_message, find_notify
+from minerva.ikev2.payloads import Notify, Payload
 from tests.ikev2.nodes import A, B, Hand, check_match, hands
 
 MARKER = bytes(4)
-ON, OFF = Config(udp_encapsulation=True), Config()
+ON, ACCEPT, OFF = (
+    Config(udp_encapsulation=mode)
+    for mode in (UdpEncapsulation.FORCE, UdpEncapsulation.ACCEPT, UdpEncapsulation.OFF)
+)
 
 
 def exchange(a: Hand, b: Hand, now: float = 0.0) -> list[Datagram]:
@@ -60,8 +65,94 @@ def test_all_of_it_on_port_4500() -> None:
     assert find_notify(payloads, NotifyType.NAT_DETECTION_SOURCE_IP) is not None
 
 
-@pytest.mark.parametrize("settings", [(ON, OFF), (OFF, ON), (OFF, OFF)])
-def test_not_both_want_it(settings: tuple[Config, Config]) -> None:
+@pytest.mark.parametrize("settings", [(ON, ACCEPT), (ACCEPT, ON)])
+def test_one_wants_it_and_the_other_can(settings: tuple[Config, Config]) -> None:
+    """As with a strongSwan that has ``encap = yes``, whoever begins."""
+    a, b, messages = up(*settings)
+    assert [hand.of(Established)[0].encapsulated for hand in (a, b)] == [True, True]
+    assert [message.port for message in messages] == [IKE_PORT] * 2 + [ENCAPSULATION_PORT] * 2
+
+
+def test_nobody_wants_it_though_both_can() -> None:
+    """Also when all of IKE is on port 4500: that says nothing of ESP."""
+    a, b, messages = up(ACCEPT, ACCEPT)
+    assert {message.port for message in messages} == {IKE_PORT}
+    assert not any(hand.of(Established)[0].encapsulated for hand in (a, b))
+    a, b = hands(ACCEPT, ACCEPT)
+    a.endpoint.initiate(B, ENCAPSULATION_PORT, 0.0)
+    assert {message.port for message in exchange(a, b)} == {ENCAPSULATION_PORT}
+    assert not any(hand.of(Established)[0].encapsulated for hand in (a, b))
+
+
+def init_payloads(data: bytes) -> tuple[Header, tuple[Payload, ...]]:
+    header = Header.decode(data)
+    return header, tuple(decode_payloads(header.next_payload, data, HEADER_LENGTH))
+
+
+def without(payloads: tuple[Payload, ...], kind: NotifyType) -> tuple[Payload, ...]:
+    return tuple(p for p in payloads if not (isinstance(p, Notify) and p.notify_type == kind))
+
+
+def test_a_peer_may_name_several_addresses_of_its_own() -> None:
+    """The one on the packet among them (RFC 7296 section 2.23)."""
+    a, _ = hands(ACCEPT, ACCEPT)
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    header, payloads = init_payloads(init.data)
+    other = Notify(NotifyType.NAT_DETECTION_SOURCE_IP, bytes(20))
+    where = (header.spi_i, header.spi_r, B, A, IKE_PORT)
+    assert not is_wanted(ACCEPT, (other, *payloads), *where)
+    assert is_wanted(ACCEPT, (other, *without(payloads, other.notify_type)), *where)
+
+
+def test_who_is_translated_on_the_way_needs_it() -> None:
+    """The hash of the receiver's address is not that on the packet, or its port is another."""
+    a, _ = hands(ACCEPT, ACCEPT)
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    header, payloads = init_payloads(init.data)
+    spis = (header.spi_i, header.spi_r)
+    assert not is_wanted(ACCEPT, payloads, *spis, B, A, IKE_PORT)
+    assert is_wanted(ACCEPT, payloads, *spis, A, A, IKE_PORT), "it was sent to another address"
+    assert is_wanted(ACCEPT, payloads, *spis, B, B, IKE_PORT), "it came from another address"
+    assert is_wanted(ACCEPT, payloads, *spis, B, A, 1025), "it came from another port"
+    for kind in (NotifyType.NAT_DETECTION_SOURCE_IP, NotifyType.NAT_DETECTION_DESTINATION_IP):
+        assert not is_wanted(ACCEPT, without(payloads, kind), *spis, A, A, IKE_PORT), "it cannot"
+    assert not is_wanted(OFF, payloads, *spis, A, A, IKE_PORT)
+
+
+@pytest.mark.parametrize("settings", [(ACCEPT, ACCEPT), (ACCEPT, ON), (ACCEPT, OFF)])
+def test_a_forged_answer_that_comes_first_decides_nothing(settings: tuple[Config, Config]) -> None:
+    """The genuine one says whether ESP goes in UDP, as it is the one that is signed."""
+    a, b = hands(*settings)
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (response,) = b.take(init.data, A)
+    header, payloads = init_payloads(response)
+    kinds = (NotifyType.NAT_DETECTION_SOURCE_IP, NotifyType.NAT_DETECTION_DESTINATION_IP)
+    for kind in kinds:
+        payloads = without(payloads, kind)
+    if settings[1] is not ON:
+        payloads += tuple(Notify(kind, bytes(20)) for kind in kinds)
+    a.endpoint.receive(encode_message(header, payloads), B, IKE_PORT, 0.0)
+    a.endpoint.receive(response, B, IKE_PORT, 0.0)
+    requests = a.out()
+    requests += a.out(a.endpoint.next_timer() or 0.0)
+    a.endpoint.on_timer(1.0)
+    requests += a.out(1.0)
+    assert {message.port for message in requests} == {IKE_PORT, ENCAPSULATION_PORT}
+    for message in requests:
+        if message.port == IKE_PORT or settings[1] is not OFF:
+            b.endpoint.receive(message.data, A, message.port, 1.0)
+    for message in b.out(1.0):
+        a.endpoint.receive(message.data, B, message.port, 1.0)
+    a.out(1.0)
+    expected = settings[1] is ON
+    assert [hand.of(Established)[0].encapsulated for hand in (a, b)] == [expected, expected]
+
+
+@pytest.mark.parametrize("settings", [(ON, OFF), (OFF, ON), (OFF, OFF), (ACCEPT, OFF), (OFF, ACCEPT)])
+def test_not_both_can(settings: tuple[Config, Config]) -> None:
     a, b, messages = up(*settings)
     (of_a,), (of_b,) = a.of(Established), b.of(Established)
     assert not of_a.encapsulated
@@ -124,7 +215,7 @@ def test_fragments_leave_room_for_the_marker() -> None:
     a, b = hands(ON, ON)
     for hand in (a, b):
         hand.fragments = True
-        hand.config = Config(udp_encapsulation=True, max_datagram=700)
+        hand.config = Config(udp_encapsulation=UdpEncapsulation.FORCE, max_datagram=700)
         hand.__post_init__()
     a.endpoint.initiate(B, IKE_PORT, 0.0)
     messages = exchange(a, b)

@@ -14,7 +14,7 @@ from scapy.layers.ipsec import ESP, SecurityAssociation
 
 from minerva.core.secret import Secret
 from minerva.esp.sa import InboundSA, OutboundSA
-from minerva.ikev2.config import Config
+from minerva.ikev2.config import Config, UdpEncapsulation
 from minerva.ikev2.constants import NotifyType, PayloadType
 from minerva.ikev2.endpoint import KeyLog
 from tests.ikev2.nodes import A, B, Hand, hands, recorded
@@ -113,7 +113,7 @@ def test_ike_auth(handshake: tuple[Hand, list[bytes]], which: int) -> None:
 
 def test_fragments_and_encapsulation() -> None:
     """Fragments have their numbers (RFC 7383), and NAT_DETECTION is there where it is wanted."""
-    config = Config(max_datagram=600, udp_encapsulation=True)
+    config = Config(max_datagram=600, udp_encapsulation=UdpEncapsulation.FORCE)
     a, b = hands(config, config)
     a.fragments = b.fragments = True
     a.__post_init__()

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from minerva.ikev2.config import Config
+from minerva.ikev2.config import Config, UdpEncapsulation
 from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT, DhGroup, EncryptionId
-from minerva.ikev2.endpoint import ChildGone, ChildUp, Failed, IkeRekeyed
+from minerva.ikev2.endpoint import ChildGone, ChildUp, Established, Failed, IkeRekeyed
 from minerva.linux.namespace import Namespace
 from minerva.pki.ca import CertificateAuthority, Issued
 from tests.ikev2.nodes import B as B_ADDRESS
@@ -67,7 +67,7 @@ class Bench:
     nodes: list[Node] = field(default_factory=list)
 
     def node(self, issued: Issued | None = None, *, anchors: tuple = (), **settings) -> Node:
-        config = Config(udp_encapsulation=True, **settings)
+        config = Config(**{"udp_encapsulation": UdpEncapsulation.FORCE} | settings)
         node = Node(self.ours, issued or self.domain.certificate("a"), config, anchors=anchors)
         self.nodes.append(node)
         return node
@@ -211,6 +211,16 @@ def test_everything_after_the_first_exchange_is_on_port_4500(bench: Bench) -> No
     node = up(bench, "we")
     assert set(node.ports) == {IKE_PORT, ENCAPSULATION_PORT}
     assert node.ports == sorted(node.ports)
+
+
+@pytest.mark.parametrize("side", ["we", "it"])
+def test_charon_wants_what_we_only_accept(bench: Bench, side: str) -> None:
+    """Its ``encap = yes`` makes its address look translated."""
+    bench.load()
+    node = up(bench, side, udp_encapsulation=UdpEncapsulation.ACCEPT)
+    assert all(established.encapsulated for established in node.of(Established))
+    assert set(node.ports) == {IKE_PORT, ENCAPSULATION_PORT}
+    assert "faking NAT situation" in bench.charon.log()
 
 
 # --- refusals ------------------------------------------------------------------------------------------

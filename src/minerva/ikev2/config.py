@@ -3,11 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from minerva.ikev2.constants import DhGroup, EncryptionId, PrfId
 
 IKE_LIFETIME, CHILD_LIFETIME = 4 * 3600, 3600
 """How long an IKE SA and a child SA are used before they are rekeyed, in seconds."""
+
+
+class UdpEncapsulation(StrEnum):
+    """With whom ESP goes in UDP on port 4500 (:mod:`minerva.ikev2.encapsulation`)."""
+
+    OFF = "off"
+    """Never; nobody hears of it."""
+    ACCEPT = "accept"
+    """With peers that want it."""
+    FORCE = "force"
+    """With all peers that can."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +68,9 @@ class Config:
     can put them together again. This one fits into a packet of 1,280 bytes, which every IPv6 link carries;
     the kernel's own fragments are what many filters drop. ``None``: do without."""
 
-    udp_encapsulation: bool = False
-    """Whether SAs go to port 4500, with ESP in UDP, with peers that can do that
-    (:mod:`minerva.ikev2.encapsulation`). The profile of RFC 8994 has ESP as it is, so nobody needs it on a
-    link but for peers that have nothing else. The driver then has a socket on port 4500 as well."""
+    udp_encapsulation: UdpEncapsulation = UdpEncapsulation.OFF
+    """Whether ESP goes in UDP. The profile of RFC 8994 has ESP as it is, so nobody needs it on a link but for
+    peers that have nothing else. Unless it is off the driver has a socket on port 4500 as well."""
 
     handshake: Retransmission = Retransmission()
     """For IKE_SA_INIT and IKE_AUTH, each. RFC 7296 section 2.4 suggests minutes, for the Internet; here the

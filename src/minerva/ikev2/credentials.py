@@ -112,10 +112,14 @@ def _name(name: x509.Name) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """An authenticated peer. ``address`` is what its ID payload says, which its certificate confirms."""
+    """An authenticated peer. ``address`` is what its ID payload says, which its certificate confirms.
+
+    ``signed`` is the index of what it has signed, among what it may have.
+    """
 
     member: Member
     address: IPv6Address
+    signed: int = 0
 
 
 def authenticate_peer(
@@ -137,7 +141,7 @@ def authenticate_peer(
         key = certificates[0].public_key()
     except (ValueError, UnsupportedAlgorithm) as error:
         raise _failed(f"the key in the peer's certificate cannot be read: {error}") from error
-    _verify_any(key, octets, authentication)
+    signed = _verify_any(key, octets, authentication)
     try:
         member = authenticate(certificates)
     except MembershipError as error:
@@ -147,16 +151,17 @@ def authenticate_peer(
         raise _failed(
             "the peer has our own ACP address: the link leads back to us, or a certificate is in use twice"
         )
-    return Peer(member, address)
+    return Peer(member, address, signed)
 
 
-def _verify_any(key: PublicKeyTypes, octets: Sequence[bytes], authentication: Authentication) -> None:
+def _verify_any(key: PublicKeyTypes, octets: Sequence[bytes], authentication: Authentication) -> int:
     *others, last = octets
-    for alternative in others:
+    for index, alternative in enumerate(others):
         with suppress(IkePeerError):
             verify(key, alternative, authentication)
-            return
+            return index
     verify(key, last, authentication)
+    return len(others)
 
 
 def _check_id(

@@ -30,7 +30,7 @@ from minerva.ikev2.constants import (
 )
 from minerva.ikev2.cookies import CookieJar
 from minerva.ikev2.credentials import Authenticate, Credentials
-from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
+from minerva.ikev2.encapsulation import NON_ESP_MARKER, has_marker
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import (
     Alive,
@@ -127,6 +127,7 @@ class Endpoint:
         self.address = address
         self.config = config or Config()
         self._context = Context(
+            address=address,
             config=self.config,
             policy=ike_policy(self.config.prfs, self.config.groups, self.config.ciphers),
             child_policy=esp_policy(self.config.groups),
@@ -230,9 +231,9 @@ class Endpoint:
     def receive(self, data: bytes, address: IPv6Address, port: int, now: float) -> None:
         """Take a datagram that came from ``address`` and ``port``. Never raises for what is in it.
 
-        With ``Config.udp_encapsulation``, datagrams to and from port 4500 are those of our port 4500.
+        Unless ``Config.udp_encapsulation`` is off, those to and from port 4500 are those of our port 4500.
         """
-        if encapsulated(self.config, port):
+        if has_marker(self.config, port):
             if not data.startswith(NON_ESP_MARKER):
                 self.counters["no IKE message on port 4500"] += 1
                 return
@@ -375,7 +376,7 @@ class Endpoint:
         flags = Flag.RESPONSE | (0 if header.from_initiator else Flag.INITIATOR)
         response = Header(header.spi_i, header.spi_r, header.exchange, flags, header.message_id)
         data = encode_message(response, (notify,))
-        if encapsulated(self.config, port):
+        if has_marker(self.config, port):
             data = NON_ESP_MARKER + data
         self._context.datagrams.append(Datagram(data, address, port))
 

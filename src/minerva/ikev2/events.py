@@ -56,7 +56,7 @@ class Established:
 
     The SA must be closed when ``member.expires`` has come, and when the certificate is revoked (RFC 8994
     section 6.8.2): that is for the caller, as it takes the calendar. ESP goes in UDP where ``encapsulated``
-    (only with ``Config.udp_encapsulation``).
+    (never with ``Config.udp_encapsulation`` off).
     """
 
     sa: int

@@ -25,7 +25,7 @@ from ipaddress import IPv6Address
 
 from minerva.core.sansio import Datagram
 from minerva.ikev2.children import Child, ChildSas, ChildState
-from minerva.ikev2.config import Config, Retransmission
+from minerva.ikev2.config import Config, Retransmission, UdpEncapsulation
 from minerva.ikev2.constants import (
     MIN_ESP_SPI,
     SPI_LENGTH,
@@ -37,7 +37,7 @@ from minerva.ikev2.constants import (
 )
 from minerva.ikev2.credentials import Authenticate, Credentials, Peer
 from minerva.ikev2.crypto import IkeKeys
-from minerva.ikev2.encapsulation import NON_ESP_MARKER, encapsulated
+from minerva.ikev2.encapsulation import NON_ESP_MARKER, has_marker
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError, IkeUsageError
 from minerva.ikev2.events import (
     Alive,
@@ -106,6 +106,7 @@ _FATAL = frozenset(
 class Context:
     """What the SAs of one endpoint share. The callables are the endpoint's."""
 
+    address: IPv6Address
     config: Config
     policy: Policy
     child_policy: Policy
@@ -158,6 +159,7 @@ class IkeSa:
         self.spi = spi
         self.address = address
         self.port = port
+        self.encapsulated = False  # whether ESP goes in UDP
         self.initiator = initiator
         self.created = now
         self.established = now
@@ -265,7 +267,7 @@ class IkeSa:
         return Header(self._spi_i, self._spi_r, exchange, flags, message_id)
 
     def _send(self, message: Sequence[bytes], port: int) -> None:
-        if encapsulated(self._context.config, port):
+        if has_marker(self._context.config, port):
             message = [NON_ESP_MARKER + data for data in message]
         self._context.datagrams += [Datagram(data, self.address, port) for data in message]
 
@@ -506,7 +508,7 @@ class IkeSa:
                 child,
                 self._spi_i,
                 self._spi_r,
-                encapsulated(self._context.config, self.port),
+                self.encapsulated,
             )
         )
 
@@ -558,7 +560,8 @@ def max_datagram(config: Config, payloads: Sequence[Payload]) -> int | None:
     supported = find_notify(payloads, NotifyType.IKEV2_FRAGMENTATION_SUPPORTED) is not None
     if not supported or config.max_datagram is None:
         return None
-    return config.max_datagram - (len(NON_ESP_MARKER) if config.udp_encapsulation else 0)
+    marked = config.udp_encapsulation is not UdpEncapsulation.OFF
+    return config.max_datagram - (len(NON_ESP_MARKER) if marked else 0)
 
 
 def refusal(error: Notify) -> str:

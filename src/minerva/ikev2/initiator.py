@@ -15,6 +15,7 @@ from ipaddress import IPv6Address
 from minerva.ikev2.auth import authentication_data, signed_octets
 from minerva.ikev2.child import child_keys, offer_child, read_child_answer
 from minerva.ikev2.constants import (
+    ENCAPSULATION_PORT,
     MAX_COOKIE_LENGTH,
     MIN_COOKIE_LENGTH,
     NO_SPI,
@@ -35,7 +36,7 @@ from minerva.ikev2.credentials import (
     read_certificates,
 )
 from minerva.ikev2.crypto import IkeKeys, KeyAgreement, new_agreement
-from minerva.ikev2.encapsulation import nat_detection, port_after_init
+from minerva.ikev2.encapsulation import is_wanted, nat_detection
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import SignatureNeeded, State
 from minerva.ikev2.exchange import Request, digest
@@ -83,7 +84,8 @@ class _Candidate:
     """Keys that follow from an answer to our IKE_SA_INIT, and what is done under them.
 
     ``peer_messages`` are all answers that lead to the same keys: a forger may have changed what has no part
-    in them. They must share one ``protection``, as the same key with the same IV would seal two messages.
+    in them, such as whether ESP goes in UDP, which ``encapsulated`` says by each. They must share one
+    ``protection``, as the same key with the same IV would seal two messages.
     ``deadline`` is for our signature, until there is a request.
     """
 
@@ -92,11 +94,11 @@ class _Candidate:
     keys: IkeKeys
     own_message: bytes
     peer_messages: list[bytes]
+    encapsulated: list[bool]
     hash: HashAlgorithm
     deadline: float
     max_datagram: int | None
     group: DhGroup
-    port: int
     protection: Protection = field(init=False)
     request: Request | None = None
 
@@ -122,7 +124,9 @@ class Initiator(RekeyingSa):
         self._child_spi = context.new_child_spi()
         self._child_offer = offer_child(self._child_spi)
         self._attempts: dict[int, _Attempt] = {}
-        self._nat_detection = nat_detection(spi, NO_SPI, address, port, context.random_bytes)
+        self._nat_detection = nat_detection(
+            context.config, spi, NO_SPI, context.address, address, port, context.random_bytes
+        )
         self._cookie: Notify | None = None
         self._cookies_left = context.config.cookie_retries
         self._error = ""
@@ -146,8 +150,7 @@ class Initiator(RekeyingSa):
         )
         if self._context.config.max_datagram is not None:
             payloads = (*payloads, Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED))
-        if self._context.config.udp_encapsulation:
-            payloads = (*payloads, *self._nat_detection)
+        payloads = (*payloads, *self._nat_detection)
         if self._cookie is not None:
             payloads = (self._cookie, *payloads)
         message = encode_message(self._header(ExchangeType.IKE_SA_INIT, 0, response=False), payloads)
@@ -232,6 +235,7 @@ class Initiator(RekeyingSa):
         for other in self._candidates:
             if other.spi_r == candidate.spi_r and other.keys.sk_ei == candidate.keys.sk_ei:
                 other.peer_messages.append(data)
+                other.encapsulated += candidate.encapsulated
                 return
         self._candidates.append(candidate)
         self._unsigned.append(candidate)
@@ -262,8 +266,26 @@ class Initiator(RekeyingSa):
             deadline=now + self._context.config.handshake.give_up,
             max_datagram=max_datagram(self._context.config, payloads),
             group=attempt.agreement.group,
-            port=port_after_init(self._context.config, payloads, self.port),
+            encapsulated=[
+                is_wanted(
+                    self._context.config,
+                    payloads,
+                    self._spi_i,
+                    header.spi_r,
+                    self._context.address,
+                    self.address,
+                    self.port,
+                )
+            ],
         )
+
+    def _send_as(self, candidate: _Candidate, message: Sequence[bytes]) -> None:
+        """Send to the port that the peer told, or to both if it is not known which answer is genuine."""
+        for encapsulated in sorted(set(candidate.encapsulated)):
+            self._send(message, self._port_after_init(encapsulated))
+
+    def _port_after_init(self, encapsulated: bool) -> int:
+        return ENCAPSULATION_PORT if encapsulated else self.port
 
     # --- the IKE_AUTH request ------------------------------------------------------------------------------
 
@@ -310,7 +332,7 @@ class Initiator(RekeyingSa):
         candidate.request = Request(data, header.exchange, header.message_id, schedule, now)
         if self.state is State.INIT_SIGNING:
             self._move(Input.REQUEST_SIGNED)
-        self._send(data, candidate.port)
+        self._send_as(candidate, data)
 
     # --- the IKE_AUTH response -----------------------------------------------------------------------------
 
@@ -344,7 +366,7 @@ class Initiator(RekeyingSa):
         except (IkeDecodeError, IkePeerError) as failure:
             self._reject(candidate, failure, now)
             return
-        self._adopt(candidate)
+        self._adopt(candidate, peer.signed)
         try:
             spi_out, _ = read_child_answer(payloads, self._child_offer[0])
         except (IkeDecodeError, IkePeerError) as failure:
@@ -377,10 +399,11 @@ class Initiator(RekeyingSa):
 
     # --- candidates ----------------------------------------------------------------------------------------
 
-    def _adopt(self, candidate: _Candidate) -> None:
-        """Make the candidate the SA's one peer."""
+    def _adopt(self, candidate: _Candidate, signed: int = 0) -> None:
+        """Make the candidate the SA's one peer; ``signed`` is the index of the answer that is genuine."""
         self._spi_r = candidate.spi_r
-        self.port = candidate.port
+        self.encapsulated = candidate.encapsulated[signed]
+        self.port = self._port_after_init(self.encapsulated)
         self._keys = candidate.keys
         self._rekey_group = candidate.group
         self._protection = candidate.protection
@@ -407,7 +430,7 @@ class Initiator(RekeyingSa):
                     _AUTH_MESSAGE_ID + 1,
                 )
                 self._context.counters["superfluous IKE SA deleted"] += 1
-                self._send((orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)),), orphan.port)
+                self._send_as(orphan, (orphan.protection.seal(delete, (Delete(ProtocolId.IKE),)),))
                 return True
         return False
 
@@ -461,4 +484,4 @@ class Initiator(RekeyingSa):
             self._forget(candidate, "the peer answered IKE_SA_INIT but does not answer IKE_AUTH", now)
         elif candidate.request.take_due(now):
             self._context.counters["request repeated"] += 1
-            self._send(candidate.request.data, candidate.port)
+            self._send_as(candidate, candidate.request.data)

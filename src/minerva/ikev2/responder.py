@@ -16,7 +16,7 @@ from minerva.ikev2.child import answer_child, child_keys
 from minerva.ikev2.constants import DhGroup, ExchangeType, HashAlgorithm, NotifyType, TransformType
 from minerva.ikev2.credentials import authenticate_peer, describe_certificates, hash_for, read_certificates
 from minerva.ikev2.crypto import IkeKeys, new_agreement
-from minerva.ikev2.encapsulation import encapsulated, nat_detection, port_after_init
+from minerva.ikev2.encapsulation import can_encapsulate, is_wanted, nat_detection
 from minerva.ikev2.errors import IkeCryptoError, IkePeerError
 from minerva.ikev2.events import ChildKeys, SignatureNeeded, State
 from minerva.ikev2.ike_sa import NONCE_LENGTH, SIGNER_REFUSED, Context, Input, max_datagram
@@ -86,9 +86,14 @@ class Responder(RekeyingSa):
         fragmentation = (
             () if self._max_datagram is None else (Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED),)
         )
+        self.encapsulated = is_wanted(
+            context.config, payloads, header.spi_i, header.spi_r, context.address, address, port
+        )
         encapsulation = (
-            nat_detection(header.spi_i, spi, address, port, context.random_bytes)
-            if encapsulated(context.config, port_after_init(context.config, payloads, port))
+            nat_detection(
+                context.config, header.spi_i, spi, context.address, address, port, context.random_bytes
+            )
+            if can_encapsulate(payloads)
             else ()
         )
         self._init_response = encode_message(
