@@ -379,3 +379,18 @@ def test_typing_a_line(typed: bytes, echo: str, line: str | None) -> None:
         shown_ += part
     assert editor.done
     assert (shown_, found) == (echo, line)
+
+
+@pytest.mark.parametrize("keys", [b"\x05cr", b"\x05c?", b"\x05cw", b"\x05cz", b"\x05cbx\x03"])
+def test_one_who_commands_and_does_not_read_costs_little_memory(room: Room, keys: bytes) -> None:
+    will = room.session("will")
+    room.line.say(b"A" * 10_000)
+    for _ in range(100):
+        will.receive(keys * 200, 1.0)
+    assert sum(len(to_terminal(output)) for output in will._output) < 100_000
+    text = shown(will)
+    assert len(text) < 100_000 + 10_000
+    assert "answers are not shown: this connection was too slow for them" in text
+    # It is heard again.
+    will.receive(b"\x05cw", 1.0)
+    assert "will (you) writes" in shown(will)

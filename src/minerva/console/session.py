@@ -26,6 +26,8 @@ HOLD_SECONDS: Final = 1.0
 """What may be the beginning of an escape is held back so long."""
 INPUT_SIZE: Final = 65_536
 """From so many bytes on that wait for the console, no more are received."""
+OUTPUT_SIZE: Final = 65_536
+"""From so many characters on that wait to be shown, answers to commands are only counted."""
 READ_SIZE: Final = 16_384
 REPLAY: Final = 4096
 """Bytes that the command to replay shows."""
@@ -122,6 +124,10 @@ def to_terminal(output: Output) -> bytes:
             return data
 
 
+def _size(output: Output) -> int:
+    return len(output) if isinstance(output, bytes) else len(output.text)
+
+
 def escape_text(escape: bytes) -> str:
     """Return an escape as people write it, such as ``^Ec``."""
     return "".join(chr(byte) if byte >= 0x20 else f"^{chr(byte + 0x40)}" for byte in escape)
@@ -160,6 +166,8 @@ class Session:
         self._guard = guard
         self._hub = console.hub
         self._output: deque[Output] = deque()
+        self._output_size = 0
+        self._unshown = 0
         self._input: deque[bytes | float] = deque()
         self._input_size = 0
         self._events: deque[SessionEvent] = deque()
@@ -249,14 +257,19 @@ class Session:
     def read(self, limit: int = READ_SIZE) -> Output | None:
         """Return what is to be shown next; None if there is nothing now."""
         if self._output:
-            return self._output.popleft()
+            output = self._output.popleft()
+            self._output_size -= _size(output)
+            return output
+        if self._unshown:
+            count, self._unshown = self._unshown, 0
+            return Told(f"{count} answers are not shown: this connection was too slow for them")
         if self._ended:
             return None
         item = self._hub.read(self.attachment, limit)
         if item is None:
             if self.attachment.ended is not None:
                 self._end(self.attachment.ended or "the console is no longer here")
-                return self._output.popleft() if self._output else None
+                return self.read(limit)
             return None
         if isinstance(item, bytes):
             return item
@@ -283,8 +296,7 @@ class Session:
 
     def tell(self, text: str) -> None:
         """Show the user a line of ours."""
-        self._output.append(Told(text))
-        self._wake()
+        self._show(Told(text))
 
     def review(self, now: float) -> None:
         """Go by the rights that the user has now: the configuration may have changed, or time is over."""
@@ -376,6 +388,15 @@ class Session:
 
     # -- inside
 
+    def _show(self, output: Output) -> None:
+        """Have the user shown something of ours; one who commands much and reads nothing only a part."""
+        if self._output and self._output_size + _size(output) > OUTPUT_SIZE:
+            self._unshown += 1
+        else:
+            self._output.append(output)
+            self._output_size += _size(output)
+        self._wake()
+
     def _require(self, action: Action, detail: str = "") -> None:
         self._guard.require(self.identity, action, self.console.name, detail)
 
@@ -397,7 +418,7 @@ class Session:
         self._timer = None
         self._drop_input()
         if reason:
-            self._output.append(Told(printable(reason)))
+            self._show(Told(printable(reason)))
         self._events.append(Ended(reason, menu))
         self._wake()
 
@@ -467,7 +488,7 @@ class Session:
         editor, answer = self._dialogue
         echo, line = editor.receive(byte)
         if echo:
-            self._output.append(Prompt(echo))
+            self._show(Prompt(echo))
         if editor.done:
             self._dialogue = None
             if line is None:
@@ -512,8 +533,7 @@ class Session:
             case "l0":
                 self.send_break(now)
             case "r":
-                self._output.append(self._hub.tail(REPLAY))
-                self._wake()
+                self._show(self._hub.tail(REPLAY))
             case "b":
                 self._ask("say to all: ", self.say)
             case "p":
@@ -527,8 +547,7 @@ class Session:
 
     def _ask(self, question: str, answer: Callable[[str, float], None]) -> None:
         self._dialogue = (LineEditor(LONGEST_LINE), answer)
-        self._output.append(Prompt(f"\n[{question}"))
-        self._wake()
+        self._show(Prompt(f"\n[{question}"))
 
     def _answer_hand_over(self, text: str, now: float) -> None:
         if not text.isascii() or not text.isdigit():
