@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from minerva.grasp.announcement import (
 )
 from minerva.grasp.constants import AN_ACP, AN_PROXY
 from minerva.grasp.messages import Flood
+from minerva.grasp.options import IPv6Locator
 
 from .examples import LINK_LOCAL, TCP, UDP
 
@@ -154,6 +156,34 @@ def test_locator_must_be_the_initiator(locator: list[Any]) -> None:
     covers: 6.4-11
     """
     _refused(_flood(_acp("IKEv2", locator)), Drop.LOCATOR)
+
+
+def test_a_unique_local_address_where_that_rule_is_waived() -> None:
+    """Of AN_ACP only, beside link-local ones; no other address is let through with it."""
+
+    def read(*entries: Any) -> tuple[Announcement, ...]:
+        return read_announcements(_flood(*entries), LINK_LOCAL, unique_local=True)[1]
+
+    ula = IPv6Address("fd12:3456:789a:1::1")
+    elsewhere = replace(AN_ACP_IKEV2, address=ula)
+    entry = elsewhere.to_entry(LINK_LOCAL)
+    assert entry.locator == IPv6Locator(ula, UDP, 500)
+    flood = Flood(1, LINK_LOCAL, 210_000, (entry, AN_ACP_IKEV2.to_entry(LINK_LOCAL))).encode()
+    _refused(flood, Drop.LOCATOR)
+    found = read_announcements(flood, LINK_LOCAL, unique_local=True)[1]
+    assert found == (elsewhere, AN_ACP_IKEV2)
+    assert read(_acp("IKEv2", [103, ula.packed, 17, 501])) == (replace(elsewhere, port=501),)
+    assert channel_methods(found, ula) == channel_methods(found) == {"IKEv2": 500}
+    assert channel_methods(found, IPv6Address("fd12::")) == {}
+    for address in ("2001:db8::1", "::1", "ff02::1", "fe00::1", "fe80::2", "::ffff:192.0.2.1"):
+        with pytest.raises(AnnouncementError) as caught:
+            read(_acp("IKEv2", [103, IPv6Address(address).packed, 17, 500]))
+        assert caught.value.reason is Drop.LOCATOR
+    for bad in ([103, ula.packed, 17, 0], [104, bytes((192, 0, 2, 1)), 17, 500]):
+        with pytest.raises(AnnouncementError):
+            read(_acp("IKEv2", bad))
+    with pytest.raises(AnnouncementError):
+        read([["AN_Proxy", 4, 1, ""], [103, ula.packed, 6, 4443]])
 
 
 @pytest.mark.parametrize("loop_count", [0, 2, 255])

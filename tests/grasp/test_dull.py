@@ -302,6 +302,27 @@ def test_heard_refreshed_changed() -> None:
     assert core.counters[Count.ACCEPTED] == 4
 
 
+def test_a_unique_local_address_has_a_flood_of_its_own() -> None:
+    """Who does not believe it hears the other one all the same; who does, keeps both apart."""
+    ula = replace(AN_ACP_IKEV2, address=IPv6Address("fd00::2"))
+    sender = DullInstance(PEER, random=random.Random(1))
+    sender.announce([ula, AN_ACP_IKEV2, PROXY], 0.0)
+    packets = [datagram.data for datagram in sender.datagrams_to_send(0.0)]
+    assert [len(Flood.decode(packet).entries) for packet in packets] == [1, 1, 1]
+    for believes, expected in ((False, (AN_ACP_IKEV2, PROXY)), (True, (ula, AN_ACP_IKEV2, PROXY))):
+        core = DullInstance(OWN, random=random.Random(2), unique_local=believes)
+        for packet in packets:
+            core.receive(packet, PEER, 5000, 0.0)
+        [entry] = core.neighbours()
+        assert entry.announcements == expected
+        assert core.counters[Drop.LOCATOR] == (not believes)
+    _events(core)
+    moved = replace(ula, address=IPv6Address("fd00::3"))
+    assert _hear(core, PEER, 1.0, moved) == [
+        NeighbourHeard(PEER, (AN_ACP_IKEV2, PROXY, moved), 211.0, new=False)
+    ]
+
+
 def test_expiry() -> None:
     """Every announcement has its own lifetime; with the last of them the neighbour is forgotten.
 

@@ -8,6 +8,7 @@ from ipaddress import IPv6Address, IPv6Network
 from typing import Any
 
 from minerva.connect.state import NodeState
+from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.linux import namespace
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import acp_policy
@@ -28,7 +29,6 @@ PREFERENCE = 1
 _NEXT_HOP = IPv6Address("fe80::1")  # the ACP's end of the pair
 _HOST_END = IPv6Address("fe80::2")
 _DEFAULT = IPv6Network("::/0")
-_UNIQUE_LOCAL = IPv6Network("fc00::/7")
 
 ACP_SYSCTLS: dict[str, str | int] = {
     **namespace.NOTHING_LEARNT,
@@ -69,7 +69,7 @@ class AcpNamespace:
 
     async def add_route(self, prefix: IPv6Network, interface: int, next_hop: IPv6Address) -> None:
         """Install a route that RPL computed. Raises LinuxError; refuses what RPL has no business with."""
-        acp = prefix.subnet_of(_UNIQUE_LOCAL) and prefix.prefixlen >= 48
+        acp = prefix.subnet_of(UNIQUE_LOCAL) and prefix.prefixlen >= 48
         if prefix != _DEFAULT and (not acp or prefix.overlaps(self.address.prefix)):
             raise LinuxError(f"routing asked for a route to {prefix}, which is none of the ACP's, or our own")
         if not next_hop.is_link_local:

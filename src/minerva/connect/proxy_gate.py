@@ -20,7 +20,8 @@ from minerva.connect.circuit import LIFETIME_SECONDS
 from minerva.connect.ipc import Message
 from minerva.connect.join_proxy import PROXY_PORTS
 from minerva.connect.ports import DEVICE, Port, Ports
-from minerva.connect.registrar_watch import MAX_REGISTRARS, UNIQUE_LOCAL
+from minerva.connect.registrar_watch import MAX_REGISTRARS
+from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.core.rate import TokenBucket
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.linux import sockets

@@ -7,12 +7,13 @@ somebody's offer to pledges and no registrar.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from ipaddress import IPv6Address, IPv6Network
+from ipaddress import IPv6Address
 from math import inf
 from typing import Any, Final, Protocol
 
 from minerva.asa.services import AN_JOIN_REGISTRAR, EST_TLS
 from minerva.connect.messages import Registrar
+from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.grasp.constants import GRASP_LISTEN_PORT, TransportProto
 from minerva.grasp.flooding import CachedObjective
 from minerva.grasp.options import IPv6Locator
@@ -34,9 +35,6 @@ DEFAULT_VARIATION: Final = ""
 SILENCE: Final = 10.0
 """How long it takes, in seconds after the start, until hearing of no registrar means that there is none: the
 neighbours tell what they know when they have connected."""
-
-UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
-"""Where registrars are."""
 
 
 class Floods(Protocol):

@@ -10,12 +10,13 @@ import asyncio
 import json
 import logging
 import socket
-from ipaddress import AddressValueError, IPv6Address, IPv6Network
+from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from typing import Any
 
 from minerva.asa.local_socket import open_local_socket
 from minerva.asa.sockets import MAX_PACKET, SOCKETS_SOCKET
+from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.linux.namespace import Namespace
 from minerva.linux.sockets import start_connect, tcp_listener, tcp_socket
@@ -24,8 +25,6 @@ log = logging.getLogger(__name__)
 
 MAX_CLIENTS = 256
 """How many sockets programs may have at a time."""
-
-_UNIQUE_LOCAL = IPv6Network("fc00::/7")
 
 
 class _RequestError(Exception):
@@ -130,7 +129,7 @@ def _request(data: bytes) -> tuple[IPv6Address | None, int]:
                 address = IPv6Address(text)
             except AddressValueError:
                 address = None
-            if address is None or address not in _UNIQUE_LOCAL:
+            if address is None or address not in UNIQUE_LOCAL:
                 raise _RequestError(f"{text!a} is not an address in the ACP")
             return address, port
     raise _RequestError('a request is {"listen": PORT} or {"connect": [ADDRESS, PORT]}')

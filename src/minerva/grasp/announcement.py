@@ -10,6 +10,9 @@ The AN_ACP objective in CDDL::
 
 A flood is believed as a whole or not at all: that is the letter of RFC 8990 section 2.5.2 ("any message
 referring to"), and an announcer that breaks one rule has no claim to be heard on the rest.
+
+One rule can be waived, that the locator of an AN_ACP is the announcer's link-local address: see
+:mod:`minerva.adjacency.outer`.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from enum import StrEnum
 from ipaddress import IPv6Address
 from typing import Any
 
+from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.grasp.constants import (
     AN_ACP,
     AN_PROXY,
@@ -67,7 +71,7 @@ class AnnouncementError(GraspDecodeError):
 
 @dataclass(frozen=True, slots=True)
 class Announcement:
-    """A service offered at the announcer's link-local address.
+    """A service offered at the announcer's link-local address, or at another ``address``.
 
     ``method`` is the method name of an AN_ACP objective, known to us or not, or the value of an AN_Proxy
     one. ``transport`` and ``port`` are ``None`` where no locator came and the method has no default port.
@@ -77,6 +81,7 @@ class Announcement:
     method: str
     transport: TransportProto | None = None
     port: int | None = None
+    address: IPv6Address | None = None
 
     def to_entry(self, address: IPv6Address) -> FloodEntry:
         """Return the announcement of a node with link-local ``address`` as it is flooded.
@@ -85,10 +90,11 @@ class Announcement:
         (RFC 8994 section 6.4), and a shorter packet is less often lost.
         """
         objective = Objective(self.objective, ObjectiveFlag.F_SYNCH, DULL_LOOP_COUNT, self.method)
-        endpoint = (self.transport, self.port)
-        if self.transport is None or self.port is None or endpoint == self._default:
+        if self.transport is None or self.port is None:
             return FloodEntry(objective)
-        return FloodEntry(objective, IPv6Locator(address, self.transport, self.port))
+        if self.address is None and (self.transport, self.port) == self._default:
+            return FloodEntry(objective)
+        return FloodEntry(objective, IPv6Locator(self.address or address, self.transport, self.port))
 
     @property
     def _default(self) -> tuple[TransportProto | None, int | None]:
@@ -99,22 +105,31 @@ AN_ACP_IKEV2 = Announcement(AN_ACP, IKEV2, TransportProto.IPPROTO_UDP, IKEV2_POR
 """What an ACP node announces: secure channels by IKEv2 on the well-known port."""
 
 
-def channel_methods(announcements: Iterable[Announcement]) -> dict[str, int]:
-    """Return the UDP port of every method by which the announcer of these takes secure channels."""
+def channel_methods(
+    announcements: Iterable[Announcement], address: IPv6Address | None = None
+) -> dict[str, int]:
+    """Return the UDP port of every method by which the announcer of these takes secure channels.
+
+    That is at its link-local address, or at another ``address`` that it announces.
+    """
     return {
         announcement.method: announcement.port
         for announcement in announcements
         if announcement.objective == AN_ACP
+        and announcement.address == address
         and announcement.transport is TransportProto.IPPROTO_UDP
         and announcement.port is not None
     }
 
 
-def read_announcements(data: bytes, source: IPv6Address) -> tuple[int, tuple[Announcement, ...]]:
+def read_announcements(
+    data: bytes, source: IPv6Address, *, unique_local: bool = False
+) -> tuple[int, tuple[Announcement, ...]]:
     """Return ttl (milliseconds) and announcements of a packet that came from ``source``.
 
     Raises :class:`AnnouncementError` if the rules for DULL (RFC 8990 section 2.5.2, RFC 8994 sections 6.4
-    and 11) forbid to believe it.
+    and 11) forbid to believe it. With ``unique_local`` the locator of an AN_ACP may be a unique local
+    address, which they forbid too.
     """
     if not source.is_link_local:
         raise AnnouncementError(Drop.SOURCE, f"{source} is not a link-local address")
@@ -126,10 +141,10 @@ def read_announcements(data: bytes, source: IPv6Address) -> tuple[int, tuple[Ann
         raise AnnouncementError(Drop.MESSAGE_TYPE, f"{message.TYPE.name} is of no use here")
     if message.initiator != source:
         raise AnnouncementError(Drop.INITIATOR, f"{source} sent a flood of {message.initiator}")
-    return message.ttl, tuple(_announcement(entry, source) for entry in message.entries)
+    return message.ttl, tuple(_announcement(entry, source, unique_local) for entry in message.entries)
 
 
-def _announcement(entry: FloodEntry, source: IPv6Address) -> Announcement:
+def _announcement(entry: FloodEntry, source: IPv6Address, unique_local: bool) -> Announcement:
     objective, locator = entry.objective, entry.locator
     name = objective.name
     if objective.loop_count != DULL_LOOP_COUNT:
@@ -145,9 +160,11 @@ def _announcement(entry: FloodEntry, source: IPv6Address) -> Announcement:
     if locator is None:
         transport, port = _DEFAULT_PORTS.get((name, method), (None, None))
         return Announcement(name, method, transport, port)
-    if not isinstance(locator, IPv6Locator) or locator.address != source or not locator.port:
+    elsewhere = locator.address if isinstance(locator, IPv6Locator) and locator.address != source else None
+    waived = unique_local and name == AN_ACP and elsewhere is not None and elsewhere in UNIQUE_LOCAL
+    if not isinstance(locator, IPv6Locator) or not locator.port or (elsewhere is not None and not waived):
         raise AnnouncementError(Drop.LOCATOR, f"{name} of {source} with locator {locator}")
-    return Announcement(name, method, locator.transport, locator.port)
+    return Announcement(name, method, locator.transport, locator.port, elsewhere)
 
 
 def _method(value: Any) -> str | None:

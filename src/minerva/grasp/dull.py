@@ -13,7 +13,8 @@ nobody answers within 2.5 s of its own last packet. On a link of many they are s
 *In how many packets.* A ttl is that of a whole flood, and an AN_Proxy has another than an AN_ACP (RFC 8995
 section 4.1.1). So each has a flood of its own, one right after the other, which also reaches those who
 believe no flood with an objective that they do not know. An announcement that follows within ``PAIR_GAP``
-belongs to the one before, and is none out of turn.
+belongs to the one before, and is none out of turn. What is offered at another address than the link-local one
+comes apart as well, as only who has waived that rule believes it.
 
 *What it believes.* See :mod:`minerva.grasp.announcement`. Everything else is counted in ``counters``.
 """
@@ -142,8 +143,9 @@ class NeighbourEntry:
 
 
 # RFC 8990 section 2.8.11 keeps one copy per name and locator. In DULL all locators of a source are its own
-# address, so what is left of the locator is the transport; the latest word on the port is the valid one.
-_Key: TypeAlias = tuple[str, str, TransportProto | None]
+# address, so what is left of the locator is the transport, and whether it is that address where that rule is
+# waived; the latest word on the rest is the valid one.
+_Key: TypeAlias = tuple[str, str, TransportProto | None, bool]
 
 
 @dataclass(slots=True)
@@ -165,8 +167,9 @@ class DullInstance:
     """The DULL instance of one interface (see the module's docstring), with the contract of ``core.sansio``.
 
     ``link_local`` is our address there. ``random`` makes Session IDs, so a daemon passes a
-    ``random.SystemRandom``. ``period`` is in seconds, ``ttl`` in milliseconds. ``counters`` has a number
-    for every reason in :class:`Drop` and :class:`Count` that has occurred.
+    ``random.SystemRandom``. ``period`` is in seconds, ``ttl`` in milliseconds. With ``unique_local`` it
+    believes an AN_ACP at a unique local address as well. ``counters`` has a number for every reason in
+    :class:`Drop` and :class:`Count` that has occurred.
     """
 
     def __init__(
@@ -176,12 +179,14 @@ class DullInstance:
         random: Random,
         period: float = ANNOUNCE_PERIOD,
         ttl: int = ANNOUNCE_TTL,
+        unique_local: bool = False,
     ) -> None:
         self.counters: Counter[str] = Counter()
         self._link_local = link_local
         self._random = random
         self._period = period
         self._ttl = ttl
+        self._unique_local = unique_local
         self._announced: tuple[Announcement, ...] = ()
         self._next_send: float | None = None
         self._last_sent = float("-inf")
@@ -245,7 +250,7 @@ class DullInstance:
             self.counters[Drop.OWN] += 1
             return
         try:
-            ttl, announcements = read_announcements(data, address)
+            ttl, announcements = read_announcements(data, address, unique_local=self._unique_local)
         except AnnouncementError as error:
             self.counters[error.reason] += 1
             return
@@ -314,11 +319,14 @@ class DullInstance:
             self._next_send = now + self._period * (1 + PERIOD_JITTER * (2 * self._random.random() - 1))
 
     def _floods(self, announcements: Sequence[Announcement], session_id: Callable[[], int]) -> list[Flood]:
-        by_ttl: dict[int, list[FloodEntry]] = {}
+        floods: dict[tuple[int, bool], list[FloodEntry]] = {}
         for announcement in announcements:
             ttl = PROXY_TTL if announcement.objective == AN_PROXY else self._ttl
-            by_ttl.setdefault(ttl, []).append(announcement.to_entry(self._link_local))
-        return [Flood(session_id(), self._link_local, ttl, tuple(entries)) for ttl, entries in by_ttl.items()]
+            kind = (ttl, announcement.address is None)
+            floods.setdefault(kind, []).append(announcement.to_entry(self._link_local))
+        return [
+            Flood(session_id(), self._link_local, ttl, tuple(entries)) for (ttl, _), entries in floods.items()
+        ]
 
     def _make_room(self) -> bool:
         """Return whether one more source can be remembered; a random one that is not pinned may have to go.
@@ -344,7 +352,12 @@ class DullInstance:
         expires = now + (min(ttl / 1000, MAX_LIFETIME) if ttl else MAX_LIFETIME)
         changed = new
         for announcement in announcements:
-            key = (announcement.objective, announcement.method, announcement.transport)
+            key = (
+                announcement.objective,
+                announcement.method,
+                announcement.transport,
+                announcement.address is None,
+            )
             # The entries stay in the order of their last refresh, and the one not refreshed for longest gives
             # way: else who forges a neighbour's address could fill its places before the neighbour does.
             before = source.entries.pop(key, None)
