@@ -27,6 +27,7 @@ _COMMANDS = {
     "ca": ("minerva.cli.ca", "ca", "A small certification authority for a domain."),
     "config": ("minerva.cli.config", "config", "Look at the configuration file of this machine."),
     "console": ("minerva.cli.console", "console", "Serial consoles and BMCs, here and in the domain."),
+    "doctor": ("minerva.cli.doctor", "doctor", "Say what is wrong with the ACP here, and what to do."),
     "connect": ("minerva.cli.connect", "connect", "Run this machine's node in the foreground."),
     "factory-reset": ("minerva.cli.pledge", "factory_reset", "Make this machine forget its domain."),
     "inventory": ("minerva.cli.inventory", "inventory", "List the machines of the domain."),
