@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.kernel.conftest import link_namespaces, policies, sas
 from tests.lab.attacker import Pings, StandingLab, standing_lab, until
+from tests.lab.test_rekey import check_bytes
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
@@ -95,3 +97,10 @@ def test_counters_go_on_across_keys(lab: StandingLab) -> None:
             for name in ("packets_in", "packets_out", "bytes_in", "bytes_out"):
                 assert new[name] >= old[name] > 0
             assert new["drops"] == old["drops"] == {}
+
+
+def test_keys_are_replaced_by_bytes(tmp_path: Path) -> None:
+    """
+    covers: 6.8-rekey
+    """
+    check_bytes(tmp_path, "kernel")

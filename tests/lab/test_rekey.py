@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.lab.attacker import Pings, StandingLab, standing_lab
+from tests.lab.attacker import Pings, StandingLab, standing_lab, until
 
 pytestmark = pytest.mark.root
 
@@ -77,3 +80,67 @@ def test_pings_go_on_while_keys_are_replaced(lab: StandingLab) -> None:
     ]
     assert sum(begun[:2]) >= 3, "the IKE SA has not been replaced"
     assert sum(begun[2:]) >= 3
+
+
+CHILD_BYTES = 1 << 20
+
+BY_BYTES = f"""
+links = [["a", "b"]]
+[nodes.a]
+data_plane = "PLANE"
+[nodes.a.ike]
+child_bytes = {CHILD_BYTES}
+"""
+
+
+def check_bytes(directory: Path, plane: str) -> None:
+    """What one end has sent is enough; its peer has the default. Nothing is lost, and quiet keys stay."""
+    (directory / "bytes.toml").write_text(BY_BYTES.replace("PLANE", plane))
+    with standing_lab(str(directory / "bytes.toml"), "bytes", directory) as lab:
+        until(lambda: len(lab.channels("a")) == len(lab.channels("b")) == 1, "there is a channel")
+        address = {node: lab.status(node)["acp0"]["address"] for node in "ab"}
+        with lab.host("b").entered():
+            receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with lab.host("a").entered():
+            sender = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with receiver, sender:
+            receiver.bind((address["b"], 0))
+            sender.bind((address["a"], 0))
+            sender.connect(receiver.getsockname()[:2])
+            receiver.setblocking(False)
+            first = last = lab.channel("a", "b")
+            for _ in range(3):
+                spi, until_bytes = last["spi_out"], last["bytes_out"] + CHILD_BYTES
+                while lab.channel("a", "b")["bytes_out"] < until_bytes + 100_000:
+                    for _ in range(20):
+                        sender.send(bytes(1000))
+                    for _ in range(20):
+                        until(lambda: _received(receiver), "it arrives")
+                last = until(lambda spi=spi: _with_other(lab, spi), "the keys are replaced")
+            time.sleep(2.5)
+            assert lab.channel("a", "b")["spi_out"] == last["spi_out"], "nobody has sent much"
+        assert last["channel"] == first["channel"]
+        begun = {
+            node: lab.status(node)["counters"]["abutment"]["eth0"]["ike"].get("child SA: rekeying begun", 0)
+            for node in "ab"
+        }
+        assert begun == {"a": 3, "b": 0}
+
+
+def test_keys_are_replaced_by_bytes(tmp_path: Path) -> None:
+    """
+    covers: 6.8-rekey
+    """
+    check_bytes(tmp_path, "user")
+
+
+def _received(receiver: socket.socket) -> bytes | None:
+    try:
+        return receiver.recv(2000)
+    except BlockingIOError:
+        return None
+
+
+def _with_other(lab: StandingLab, spi: str) -> dict[str, Any] | None:
+    channel = lab.channel("a", "b")
+    return channel if channel["spi_out"] not in (spi, None) else None
