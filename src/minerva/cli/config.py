@@ -18,16 +18,9 @@ def config() -> None:
 
 
 @config.command(short_help="Say whether the configuration is right.")
-@click.option(
-    "--config",
-    "file",
-    type=click.Path(path_type=Path),
-    envvar="MINERVA_CONFIG",
-    show_envvar=True,
-    help=f"The configuration file.  [default: {settings.DEFAULT_FILE} if it is there]",
-)
+@options.config_file
 @options.as_json
-def check(file: Path | None, as_json: bool) -> None:
+def check(config_file: Path | None, as_json: bool) -> None:
     """Say whether the whole configuration is right, of the node and of the console server.
 
     If not, one sentence says what is wrong, and the exit code is 2.
@@ -35,9 +28,9 @@ def check(file: Path | None, as_json: bool) -> None:
     from minerva.connect import config as node
     from minerva.console import config as console
 
-    path = file or settings.DEFAULT_FILE
+    path = config_file or settings.DEFAULT_FILE
     try:
-        node.load(file)
+        node.load(config_file)
         found = console.parse(path.read_text(), str(path)) if path.exists() else None
     except UsageError as error:
         if not as_json:

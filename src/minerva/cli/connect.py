@@ -15,14 +15,7 @@ from minerva.core.errors import UsageError
 @click.command()
 @options.state_dir
 @options.run_dir
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    envvar="MINERVA_CONFIG",
-    show_envvar=True,
-    help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",
-)
+@options.config_file
 @click.option(
     "--data-plane",
     type=click.Choice(DATA_PLANES),

@@ -35,14 +35,7 @@ _SANE: Final = datetime(2025, 1, 1, tzinfo=UTC)
 @click.command()
 @options.state_dir
 @options.run_dir
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    envvar="MINERVA_CONFIG",
-    show_envvar=True,
-    help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",
-)
+@options.config_file
 @options.as_json
 def doctor(state_dir: Path, run_dir: Path, config_file: Path | None, as_json: bool) -> None:
     """Look at all that can be wrong with the ACP of this machine, and say what to do about it.

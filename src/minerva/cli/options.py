@@ -50,6 +50,18 @@ def run_dir(function: _F) -> _F:
     )(function)
 
 
+def config_file(function: _F) -> _F:
+    """Add ``--config`` (MINERVA_CONFIG), as the argument ``config_file``."""
+    return click.option(
+        "--config",
+        "config_file",
+        type=_PATH,
+        envvar="MINERVA_CONFIG",
+        show_envvar=True,
+        help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",
+    )(function)
+
+
 def as_json(function: _F) -> _F:
     """Add ``--json``."""
     return click.option("--json", "as_json", is_flag=True, help="Print JSON.")(function)
