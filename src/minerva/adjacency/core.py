@@ -46,6 +46,7 @@ from minerva.adjacency.table import (
     Trigger,
     Unexpected,
 )
+from minerva.core.addresses import OwnAddresses
 from minerva.core.backoff import Backoff
 from minerva.pki.address import AcpAddress
 
@@ -86,21 +87,24 @@ class Adjacency:
 
     def __init__(self, own: AcpAddress | None) -> None:
         self._own = own
-        self._link_locals: dict[int, IPv6Address] = {}
+        self._ours: dict[int, OwnAddresses] = {}
         self._rows: dict[tuple[int, IPv6Address], Row] = {}
         self._events: deque[Event] = deque()
 
     # What happens to us.
 
-    def port_up(self, port: int, link_local: IPv6Address, now: float) -> None:
-        """A port has come up, where our address is ``link_local``."""
-        if self._link_locals.get(port, link_local) != link_local:
+    def port_up(
+        self, port: int, link_local: IPv6Address, now: float, *, ula: IPv6Address | None = None
+    ) -> None:
+        """A port has come up, where our address is ``link_local``, and ``ula`` if we have such a one too."""
+        ours = OwnAddresses(link_local, ula)
+        if self._ours.get(port, ours) != ours:
             self.port_down(port, now)
-        self._link_locals[port] = link_local
+        self._ours[port] = ours
 
     def port_down(self, port: int, now: float) -> None:  # noqa: ARG002 -- as all the others
         """A port has gone: so have its neighbours, and their connections are to be closed."""
-        self._link_locals.pop(port, None)
+        self._ours.pop(port, None)
         for row in self._on(port):
             for connection in row.connections:
                 self._events.append(CloseConnection(connection, "the port went down"))
@@ -110,7 +114,7 @@ class Adjacency:
         self, port: int, address: IPv6Address, methods: Mapping[str, int], expires: float, now: float
     ) -> None:
         """A neighbour announces something new: the UDP port of each method, believed until ``expires``."""
-        if port not in self._link_locals:
+        if port not in self._ours:
             self._unexpected(port, address, "heard on a port that is not up")
             return
         row = self._rows.get((port, address))
@@ -158,7 +162,7 @@ class Adjacency:
         now: float,
     ) -> None:
         """The peer at the other end of a new connection has passed authentication and membership check."""
-        if port not in self._link_locals:
+        if port not in self._ours:
             self._events.append(CloseConnection(connection, "the port went down"))
             return
         row = self._rows.get((port, address)) or self._add(port, address)
@@ -337,7 +341,7 @@ class Adjacency:
                 row.due = None
                 self._move(row, Trigger.DESELECTED)
             elif row.state is State.HEARD and row.address in wanted:
-                start = now + initiation_delay(self._link_locals[port], row.address)
+                start = now + initiation_delay(self._ours[port].towards(row.address), row.address)
                 row.due = max(start, row.not_before)
                 self._move(row, Trigger.SELECTED if row.due == start else Trigger.THROTTLED)
                 if row.due <= now:
@@ -355,7 +359,8 @@ class Adjacency:
         self._events.append(Initiate(row.port, row.address, udp_port))
 
     def _set_role(self, row: Row, peer: PeerIdentity) -> None:
-        role = decide_role(self._own, self._link_locals[row.port], peer.address, row.address)
+        ours = self._ours[row.port].towards(row.address)
+        role = decide_role(self._own, ours, peer.address, row.address)
         row.passive = role is Role.FOLLOWER
         if role is not row.role:
             row.role = role
