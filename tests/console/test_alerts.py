@@ -5,6 +5,7 @@ import itertools
 import json
 import logging
 import socket
+import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -13,7 +14,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minerva.console.alerts import MAX_LINE, MAX_WAITING, Alert, AlertSink, Notifier, Watch
+from minerva.console.alerts import (
+    MAX_LINE,
+    MAX_WAITING,
+    PAUSE_SECONDS,
+    Alert,
+    AlertSink,
+    Notifier,
+    Watch,
+)
 from minerva.console.config import Alert as Rule
 
 PANIC = Rule(pattern="[Pp]anic", context=2, interval=60)
@@ -90,6 +99,39 @@ def test_how_output_is_cut_into_pieces_is_no_matter(data: bytes, cuts: list[int]
     for start, end in itertools.pairwise(places):
         found += it.feed(data[start:end], 1.0)
     assert found + it.feed(b"\n", 1.0) == whole
+
+
+def test_a_pattern_that_would_take_years_is_given_up_and_the_others_are_not(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    it = watch(slow=Rule(pattern="(a+)+b", context=0, interval=0), panic=PANIC)
+    line = b"a" * 60 + b" panic\n"
+    began = time.process_time()
+    assert [alert.name for alert in it.feed(line * 20, 1.0)] == ["panic"]
+    assert time.process_time() - began < 2
+    assert it.slow == 1
+    assert "the pattern of the alert slow takes too long for what web1 says" in caplog.text
+    # It is looked for again, after a while.
+    assert it.feed(b"aab\n", 2.0) == []
+    assert [alert.name for alert in it.feed(b"aab\n", 1.0 + PAUSE_SECONDS)] == ["slow"]
+    it.feed(b"a" * 60, 100.0)
+    assert it.settle(101.0) == []
+    assert it.slow == 2
+
+
+def test_a_pattern_that_is_slow_with_every_line_gets_its_share_and_no_more() -> None:
+    it = watch(slow=Rule(pattern="x.*x.*x.*y", context=0, interval=0))
+    began = time.process_time()
+    for now in range(20):
+        it.feed((b"x" * 300 + b"\n") * 200, float(now))
+    assert it.slow == 1
+    assert time.process_time() - began < 5
+
+
+def test_a_long_line_in_one_piece_is_cut_as_well() -> None:
+    it = watch(long=Rule(pattern=f"^.{{{MAX_LINE + 1}}}", interval=0), panic=PANIC)
+    [found] = it.feed(b"x" * 10 * MAX_LINE + b"panic\n", 1.0)
+    assert found.name == "panic"
 
 
 class Hook:

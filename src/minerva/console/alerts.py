@@ -21,10 +21,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
+from itertools import product
 from typing import Any, Final
 
 from minerva.console.config import Alert as Rule
 from minerva.console.events import HubEvent
+from minerva.console.patterns import PatternTooSlowError, TimeLimit
 from minerva.core.text import printable, shortened
 
 log = logging.getLogger(__name__)
@@ -32,6 +34,8 @@ log = logging.getLogger(__name__)
 PROMPT_SECONDS: Final = 0.5
 MAX_LINE: Final = 1024
 """Characters of a line that are looked at; the rest is another line."""
+PAUSE_SECONDS: Final = 60.0
+"""So long a pattern is not looked for at a console whose lines it takes too much time for."""
 MAX_WAITING: Final = 100
 """Alerts that wait for webhooks at most; more are dropped, and counted."""
 WEBHOOK_SECONDS: Final = 10.0
@@ -39,12 +43,17 @@ SYSLOG: Final = "/dev/log"
 
 _SYSLOG_PRIORITY = 3 << 3 | 4  # daemon, warning
 _LOGGED_LINE = 400
+_SLOW_LINE = 80
 _ESCAPES = re.compile(
     rb"\x1b\[[0-?]*[ -/]*[@-~]"  # CSI
     rb"|\x1b\][^\x07\x1b]{0,1024}(?:\x07|\x1b\\)"  # OSC
     rb"|\x1b[ -/]*[0-~]"
 )
 _ENDS = re.compile(rb"[\r\n]+")
+_LINES_AT_ONCE = 64  # so few that no pattern of the ordinary kind comes near the limit of time
+_SECONDS_PER_CHARACTER = 5e-7  # what a pattern may take for long; the ordinary kind takes a tenth
+_MOST_BEHIND = 0.25  # seconds by which it may be slower, of which it gets rid
+_CATCHES_UP = 0.05  # at so many a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +97,42 @@ class _Rule:
         self.interval = rule.interval
         self.last: float | None = None
         self.suppressed = 0
+        self._paused: float | None = None
+        self._behind = 0.0
+        self._looked = 0.0
+
+    def is_in(self, line: str, now: float) -> bool:
+        """Return whether the pattern is in a line; not if it has taken too much time of late."""
+        if self._paused is not None:
+            if 0 <= now - self._paused < PAUSE_SECONDS:
+                return False
+            self._paused = None
+        began = time.perf_counter()
+        found = self.pattern.search(line)
+        took = time.perf_counter() - began
+        caught_up = max(0.0, now - self._looked) * _CATCHES_UP + len(line) * _SECONDS_PER_CHARACTER
+        self._looked = now
+        self._behind = max(0.0, self._behind + took - caught_up)
+        if self._behind > _MOST_BEHIND:
+            raise PatternTooSlowError
+        return found is not None
+
+    def pause(self, now: float) -> None:
+        """Look for the pattern no more for a while."""
+        self._paused, self._behind = now, 0.0
 
 
 class Watch:
-    """Looks for the patterns of ``rules`` in what one console says. Reads no clock."""
+    """Looks for the patterns of ``rules`` in what one console says; times come as ``now``.
+
+    A pattern that takes too long for what this console says is not looked for there for a while, and
+    ``slow`` counts that.
+    """
 
     def __init__(self, console: str, rules: Mapping[str, Rule]) -> None:
         self.console = console
+        self.slow = 0
+        self._limit = TimeLimit()
         self._rules = [
             _Rule(name, rule)
             for name, rule in rules.items()
@@ -115,28 +153,56 @@ class Watch:
         if not self._rules:
             return []
         *ended, rest = _ENDS.split(self._rest + data)
+        raws = [raw[start : start + MAX_LINE] for raw in ended for start in range(0, len(raw) or 1, MAX_LINE)]
         while len(rest) > MAX_LINE:
-            ended.append(rest[:MAX_LINE])
+            raws.append(rest[:MAX_LINE])
             rest = rest[MAX_LINE:]
         found: list[Alert] = []
-        for raw in ended:
-            line = _text(raw)
-            if line.strip():
-                found += self._look(line, now)
-                self._context.append(line)
-            self._found.clear()
+        for start in range(0, len(raws), _LINES_AT_ONCE):
+            lines = [_text(raw) for raw in raws[start : start + _LINES_AT_ONCE]]
+            for line, rules in zip(lines, self._search(lines, now), strict=True):
+                if line.strip():
+                    found += self._take(line, rules, now)
+                    self._context.append(line)
+                self._found.clear()
         self._rest, self._settled = rest, not rest
         return found
 
     def settle(self, now: float) -> list[Alert]:
         """Return the alerts in a line that has no end yet, because the console waits, such as at a prompt."""
         self._settled = True
-        return self._look(_text(self._rest), now)
+        if not self._rules:
+            return []
+        line = _text(self._rest)
+        [rules] = self._search([line], now)
+        return self._take(line, rules, now)
 
-    def _look(self, line: str, now: float) -> list[Alert]:
+    def _search(self, lines: list[str], now: float) -> list[list[_Rule]]:
+        """Return for each line the rules whose pattern is in it."""
+        found: list[list[_Rule]] = [[] for _ in lines]
+        todo = product(range(len(lines)), self._rules)
+        index, rule = 0, self._rules[0]
+        while True:
+            try:
+                with self._limit:
+                    for index, rule in todo:
+                        if rule.is_in(lines[index], now):
+                            found[index].append(rule)
+                return found
+            except PatternTooSlowError:
+                rule.pause(now)
+                self.slow += 1
+                log.error(
+                    "the pattern of the alert %s takes too long for what %s says, and is not looked for "
+                    "there for %.0f s: simplify it, such as a+ within (...)+; the line begins with %s",
+                    *(rule.name, self.console, PAUSE_SECONDS, shortened(lines[index], _SLOW_LINE)),
+                )
+
+    def _take(self, line: str, rules: list[_Rule], now: float) -> list[Alert]:
+        """Return the alerts of the rules that were found in a line, but for those of before."""
         found = []
-        for rule in self._rules:
-            if rule.name in self._found or not rule.pattern.search(line):
+        for rule in rules:
+            if rule.name in self._found:
                 continue
             self._found.add(rule.name)
             if rule.last is not None and 0 <= now - rule.last < rule.interval:
@@ -251,6 +317,11 @@ class AlertSink:
         self._watch = Watch(console, notifier.rules)
         self._timer: asyncio.TimerHandle | None = None
         self._due = 0.0
+
+    @property
+    def slow(self) -> int:
+        """How often a pattern was too slow, since the rules were read."""
+        return self._watch.slow
 
     def renew(self) -> None:
         """Go by the notifier's rules of now."""
