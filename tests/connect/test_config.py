@@ -32,6 +32,7 @@ def test_all_settings() -> None:
     ike_lifetime = 4
     child_lifetime = 3
     child_bytes = 1_048_576
+    udp_encapsulation = "accept"
     [debug]
     key_log = "/tmp/keys"
     """
@@ -41,7 +42,7 @@ def test_all_settings() -> None:
         acp=config.Acp("acp7", True),
         rpl=config.Rpl(True),
         proxy=config.Proxy(False),
-        ike=config.Ike(4, 3, 1 << 20),
+        ike=config.Ike(4, 3, 1 << 20, "accept"),
         debug=config.Debug("/tmp/keys"),
         log_level="debug",
     )
@@ -57,6 +58,8 @@ def test_all_settings() -> None:
         ("[ports]\nbring_up = 1", "must be true or false"),
         ("[acp]\ninterface = 5", "must be a string"),
         ('[acp]\ninterface = "a name too long"', "cannot be the name of an interface"),
+        ('[ike]\nudp_encapsulation = "on"', "ike.udp_encapsulation must be one of off, accept, force"),
+        ("[ike]\nudp_encapsulation = true", "ike.udp_encapsulation must be a string"),
         ("[ike]\nchild_lifetime = 1", "ike.child_lifetime must be 2 to 86400 seconds"),
         ("[ike]\nike_lifetime = 90_000", "ike.ike_lifetime must be 2 to 86400 seconds"),
         ("[ike]\nike_lifetime = 9.5", "must be a whole number"),

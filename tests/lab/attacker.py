@@ -512,7 +512,7 @@ class Peer:
         for runner in self._runners:
             runner.pump()
 
-    def _note(self, data: bytes, address: IPv6Address, now: float) -> bool:  # noqa: ARG002
+    def _note(self, data: bytes, address: IPv6Address, port: int, now: float) -> bool:  # noqa: ARG002
         try:
             header = Header.decode(data)
         except IkeDecodeError:

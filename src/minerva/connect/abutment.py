@@ -39,8 +39,9 @@ from minerva.esp.keylog import esp_sa_line
 from minerva.grasp import dull
 from minerva.grasp.announcement import AN_ACP_IKEV2, Announcement, channel_methods
 from minerva.ikev2 import events as ike
-from minerva.ikev2.config import Config
-from minerva.ikev2.constants import ExchangeType
+from minerva.ikev2.config import Config, UdpEncapsulation
+from minerva.ikev2.constants import ENCAPSULATION_PORT, ExchangeType
+from minerva.ikev2.encapsulation import message_in
 from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
 from minerva.ikev2.keylog import ikev2_decryption_table_line
@@ -103,12 +104,13 @@ class _Channel:
     number: int
     peer_name: str
     established: float
+    in_udp: bool
     keyed: bool = True  # whether the data plane of now has keys of it
     connections: dict[int, _Connection] = field(default_factory=dict)  # by IKE SA
 
 
 def _attempt(data: bytes) -> bytes | None:
-    """Return the initiator's SPI if the datagram is an IKE_SA_INIT request: somebody wants a new IKE SA."""
+    """Return the initiator's SPI if the message is an IKE_SA_INIT request: somebody wants a new IKE SA."""
     try:
         header = Header.decode(data)
     except IkeDecodeError:
@@ -153,9 +155,10 @@ class Abutment(Child):
                     keylog=message.key_log,
                     ike_lifetime=message.ike_lifetime,
                     child_lifetime=message.child_lifetime,
+                    udp_encapsulation=UdpEncapsulation(message.udp_encapsulation),
                 )
                 self._last_channel = self._last_request = message.first
-            case m.PortUp() if len(descriptors) == 2:
+            case m.PortUp() if len(descriptors) in (2, 3):
                 self._port_up(message, descriptors)
             case m.PortDown():
                 self._port_down(message.port)
@@ -251,13 +254,14 @@ class Abutment(Child):
             ),
         )
         self._ports[port.number] = port
-        dull_socket, ike_socket = (socket.socket(fileno=descriptor) for descriptor in descriptors)
+        dull_socket, ike_socket, *marked = (socket.socket(fileno=descriptor) for descriptor in descriptors)
         port.dull_runner = CoreRunner(port.dull, dull_socket, lambda event, _: self._heard(port, event))
         port.ike_runner = CoreRunner(
             port.endpoint,
             ike_socket,
             lambda event, _: self._on_ike(port, event),
-            accept=lambda data, address, when: self._may_answer(port, data, address, when),
+            accept=lambda *datagram: self._may_answer(port, *datagram),
+            others={ENCAPSULATION_PORT: marked[0]} if marked else {},
         )
         self._adjacency.port_up(port.number, port.link_local, now)
         port.dull.announce([AN_ACP_IKEV2], now)
@@ -284,8 +288,9 @@ class Abutment(Child):
         port.close()
         self._follow_adjacency()
 
-    def _may_answer(self, port: _Port, data: bytes, address: IPv6Address, now: float) -> bool:
-        attempt = _attempt(data)
+    def _may_answer(self, port: _Port, data: bytes, address: IPv6Address, udp_port: int, now: float) -> bool:
+        message = message_in(self._config, data, udp_port)
+        attempt = None if message is None else _attempt(message)
         if attempt is None or self._limit.may_answer(port.number, address, attempt, now):
             return True
         self._limited += 1
@@ -429,11 +434,14 @@ class Abutment(Child):
         name = str(event.member.node_name)
         channel = self._channels.get(peer)
         self._limit.record_success(port.number, event.address)
-        port.dull.pin(event.address)
+        if channel is not None and channel.in_udp is not event.encapsulated:
+            self._supersede(peer, channel)
+            channel = None
         if channel is None:
             self._last_channel += 1
-            channel = self._channels[peer] = _Channel(self._last_channel, name, now)
-            self.send(m.ChannelOpen(channel.number, port.number, event.address, name))
+            channel = self._channels[peer] = _Channel(self._last_channel, name, now, event.encapsulated)
+            self._open_channel(peer, channel)
+        port.dull.pin(event.address)
         channel.peer_name = name
         channel.connections[event.sa] = _Connection(
             {event.child.spi_in}, event.member.certificate, event.member.expires, event.initiator
@@ -512,6 +520,16 @@ class Abutment(Child):
         if (port := self._ports.get(peer[0])) is not None:
             port.dull.unpin(peer[1])
 
+    def _open_channel(self, peer: _Peer, channel: _Channel) -> None:
+        self.send(m.ChannelOpen(channel.number, *peer, channel.peer_name, channel.in_udp))
+
+    def _supersede(self, peer: _Peer, channel: _Channel) -> None:
+        """End a channel as its neighbour, set otherwise now, has ESP in UDP, or has not any more."""
+        reason = "the peer has changed between ESP in UDP and ESP as it is"
+        self._end_channel(peer, reason)
+        for sa in list(channel.connections):
+            self._close_connection((peer[0], sa), reason)
+
     def _drop_channel(self, number: int, reason: str) -> None:
         """Close all connections of a channel; the adjacency core sees to new ones."""
         for (port, _), channel in list(self._channels.items()):
@@ -532,7 +550,7 @@ class Abutment(Child):
             channel.keyed = False
             for connection in channel.connections.values():
                 connection.spis_in.clear()
-            self.send(m.ChannelOpen(channel.number, port, address, channel.peer_name))
+            self._open_channel((port, address), channel)
         self._ask_for_keys(self._loop.time() + _FRESH_KEYS_SECONDS)
 
     def _ask_for_keys(self, deadline: float) -> None:

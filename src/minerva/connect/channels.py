@@ -8,7 +8,7 @@ from ipaddress import IPv6Address
 from typing import Any, Protocol
 
 from minerva.connect.acp import AcpNamespace
-from minerva.connect.messages import ChannelKeys, ChannelKeysGone
+from minerva.connect.messages import ChannelKeys, ChannelKeysGone, ChannelOpen
 from minerva.connect.ports import Port
 from minerva.connect.state import NodeState
 from minerva.esp.packet import inner_mtu
@@ -29,6 +29,7 @@ class Channel:
     link_local: IPv6Address
     index: int = 0
     mtu: int = 0
+    in_udp: bool = False
 
     def status(self) -> dict[str, Any]:
         """Return what the kernel's side of the channel is, for ``minerva status``."""
@@ -41,6 +42,7 @@ class Channel:
             "peer_name": self.peer_name,
             "inner_link_local": str(self.link_local),
             "mtu": self.mtu,
+            "udp_encapsulation": self.in_udp,
         }
 
 
@@ -59,10 +61,11 @@ def interface_name(ours: IPv6Address, theirs: IPv6Address, taken: set[str]) -> s
     return name
 
 
-async def plan(
-    number: int, port: Port, peer: IPv6Address, peer_name: str, state: NodeState, acp: AcpNamespace
-) -> Channel:
-    """Return a channel, of which nothing is in the kernel yet. Raises LinuxError, EspError."""
+async def plan(opening: ChannelOpen, port: Port, state: NodeState, acp: AcpNamespace) -> Channel:
+    """Return the channel that the abutment wants; nothing of it is in the kernel yet.
+
+    Raises LinuxError, EspError.
+    """
     if port.link_local is None:
         raise LinuxError(f"port {port.name} is gone")
     if acp.netlink is None:
@@ -70,13 +73,14 @@ async def plan(
     # Also the interface of a channel that has just ended may still be there.
     taken = {link.name for link in await acp.netlink.links()}
     return Channel(
-        number,
+        opening.channel,
         port,
-        peer,
-        peer_name,
-        interface_name(port.link_local, peer, taken),
-        state.channel_link_local(port.name, peer),
-        mtu=inner_mtu(port.link.mtu),
+        opening.peer,
+        opening.peer_name,
+        interface_name(port.link_local, opening.peer, taken),
+        state.channel_link_local(port.name, opening.peer),
+        mtu=inner_mtu(port.link.mtu, in_udp=opening.in_udp),
+        in_udp=opening.in_udp,
     )
 
 

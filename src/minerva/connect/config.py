@@ -9,7 +9,7 @@ from typing import Any
 from minerva.core import settings
 from minerva.core.errors import UsageError
 from minerva.esp.packet import REKEY_BYTES
-from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME
+from minerva.ikev2.config import CHILD_LIFETIME, IKE_LIFETIME, UdpEncapsulation
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +58,13 @@ class Ike:
     """How long the keys of the packets themselves are used before they are replaced."""
     child_bytes: int = REKEY_BYTES
     """Or for how many bytes, if that comes first."""
+    udp_encapsulation: str = UdpEncapsulation.OFF.value
+    """With whom ESP goes in UDP: ``off``, ``accept`` (who wants it), ``force`` (all that can)."""
+
+    @property
+    def may_encapsulate(self) -> bool:
+        """Whether ESP in UDP may come up, so that UDP port 4500 is open."""
+        return self.udp_encapsulation != UdpEncapsulation.OFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +118,9 @@ def parse(text: str, source: str, separator: str = ".") -> Config:
         raise UsageError(
             f"{source}: ike.child_bytes must be {_CHILD_BYTES.start} to {_CHILD_BYTES.stop - 1} bytes"
         )
+    modes = [mode.value for mode in UdpEncapsulation]
+    if config.ike.udp_encapsulation not in modes:
+        raise UsageError(f"{source}: ike.udp_encapsulation must be one of {', '.join(modes)}")
     for setting in ("ike_lifetime", "child_lifetime"):
         if getattr(config.ike, setting) not in _LIFETIMES:
             raise UsageError(

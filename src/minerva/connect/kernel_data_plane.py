@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,15 @@ from minerva.connect import messages as m
 from minerva.connect.acp import AcpNamespace
 from minerva.connect.channels import Channel
 from minerva.connect.ipc import Message
-from minerva.connect.ports import Port
+from minerva.connect.ports import DEVICE, Port
 from minerva.connect.sending import SETTLE_SECONDS, SendingOrder
 from minerva.esp.packet import MIN_SPI
 from minerva.esp.replay import DEFAULT_WINDOW
 from minerva.esp.sa import KEYMAT_SIZE, LAST_SEQUENCE, REKEY_SEQUENCE, DropReason
+from minerva.ikev2.constants import ENCAPSULATION_PORT
+from minerva.linux import sockets
 from minerva.linux.errors import LinuxError
+from minerva.linux.namespace import Namespace
 from minerva.linux.xfrm import Direction, SaCounters, SecurityAssociation, Xfrm
 
 log = logging.getLogger(__name__)
@@ -88,7 +92,20 @@ class _Link:
         if port.namespace is None:
             raise LinuxError(f"port {port.name} is gone")
         self.xfrm = Xfrm(port.namespace)
+        self._esp_in_udp: socket.socket | None = None
         self.users = 0
+
+    def take_udp(self, where: Namespace) -> None:
+        """Have IPsec take ESP in UDP as well. Raises OSError."""
+        if self._esp_in_udp is None:
+            with where.entered():
+                self._esp_in_udp = sockets.esp_in_udp_socket(DEVICE, ENCAPSULATION_PORT)
+
+    def close(self) -> None:
+        """Let go of the namespace."""
+        self.xfrm.close()
+        if self._esp_in_udp is not None:
+            self._esp_in_udp.close()
 
 
 class _KernelChannel:
@@ -117,12 +134,16 @@ class _KernelChannel:
         if len(self._pairs) >= _MAX_PAIRS or keys.spi_in in self._pairs:
             raise LinuxError("it has too many keys, or has these already")
         ours, peer, number = self._ours, self.channel.peer, self.number
-        inbound = SecurityAssociation(peer, ours, keys.spi_in, number, window=DEFAULT_WINDOW)
+        udp_port = ENCAPSULATION_PORT if self.channel.in_udp else 0
+        inbound = SecurityAssociation(
+            *(peer, ours, keys.spi_in, number), window=DEFAULT_WINDOW, udp_port=udp_port
+        )
         outbound = SecurityAssociation(
             *(ours, peer, keys.spi_out, number),
             soft_bytes=self._rekey_bytes,
             soft_packets=REKEY_SEQUENCE,
             hard_packets=LAST_SEQUENCE,
+            udp_port=udp_port,
         )
         self.link.xfrm.add_sa(inbound, keys.key_in)
         try:
@@ -270,6 +291,8 @@ class KernelDataPlane:
         self._channels[channel.number] = made
         channel.index = number
         try:
+            if channel.in_udp and port.namespace is not None:
+                link.take_udp(port.namespace)
             made.open()
             await port.netlink.add_xfrm_interface(channel.interface, number)
             await port.netlink.set_link(number, net_ns_fd=acp.namespace.descriptor)
@@ -293,7 +316,7 @@ class KernelDataPlane:
             log.error("%s: %s", channel.interface, error)
         made.link.users -= 1
         if made.link.users == 0:
-            made.link.xfrm.close()
+            made.link.close()
             self._links.pop(channel.port.number, None)
         self._later(self._delete_interface(made.number))
 
@@ -397,6 +420,6 @@ class KernelDataPlane:
     def close(self) -> None:
         """Close the connections to link namespaces; SAs and policies go with the namespaces."""
         for link in self._links.values():
-            link.xfrm.close()
+            link.close()
         self._links.clear()
         self._channels.clear()

@@ -12,7 +12,8 @@ from minerva.core.secret import Secret
 from minerva.esp.packet import MIN_SPI
 from minerva.esp.replay import DEFAULT_WINDOW
 from minerva.esp.sa import KEYMAT_SIZE
-from minerva.linux import namespace
+from minerva.ikev2.constants import ENCAPSULATION_PORT
+from minerva.linux import namespace, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Netlink
@@ -30,14 +31,15 @@ class Choice:
     reason: str
 
 
-async def choose(state: NodeState, wanted: str) -> Choice:
+async def choose(state: NodeState, wanted: str, *, in_udp: bool = False) -> Choice:
     """Return the data plane to use; ``wanted`` is ``auto``, ``kernel`` or ``user``.
 
-    Raises UsageError if it is to be the kernel's and the kernel has none.
+    With ``in_udp`` it must be able to put ESP into UDP, as that in user space is. Raises UsageError if it is
+    to be the kernel's and the kernel has none.
     """
     if wanted == "user":
         return Choice(False, "the configuration says so")
-    problem = await why_not(state)
+    problem = await why_not(state, in_udp=in_udp)
     if wanted == "auto":
         return Choice(problem is None, problem or "this kernel has IPv6 ESP and xfrm interfaces")
     if problem is not None:
@@ -45,8 +47,10 @@ async def choose(state: NodeState, wanted: str) -> Choice:
     return Choice(True, "the configuration says so")
 
 
-async def why_not(state: NodeState) -> str | None:
+async def why_not(state: NodeState, *, in_udp: bool = False) -> str | None:
     """Return why the kernel cannot carry channels, in words, or ``None`` if it can.
+
+    With ``in_udp`` also those with ESP in UDP.
 
     The namespace has the node's mark: should this process be killed meanwhile, the next start removes it.
     """
@@ -60,6 +64,8 @@ async def why_not(state: NodeState) -> str | None:
     try:
         await _try_interface(netlink)
         _try_ipsec(where)
+        if in_udp:
+            _try_udp(where)
     except LinuxError as error:
         return str(error)
     finally:
@@ -92,5 +98,19 @@ def _try_ipsec(where: Namespace) -> None:
             (_OURS, MIN_SPI, _NUMBER)
         ]:
             raise LinuxError("this kernel does not list the SA that it was given")
+    finally:
+        xfrm.close()
+
+
+def _try_udp(where: Namespace) -> None:
+    """Do what ESP in UDP needs in addition."""
+    sa = SecurityAssociation(_OURS, _THEIRS, MIN_SPI, _NUMBER, udp_port=ENCAPSULATION_PORT)
+    xfrm = Xfrm(where)
+    try:
+        with where.entered():
+            sockets.esp_in_udp_socket("lo", ENCAPSULATION_PORT).close()
+        xfrm.add_sa(sa, Secret(os.urandom(KEYMAT_SIZE)))
+    except (LinuxError, OSError) as error:
+        raise LinuxError(f"this kernel cannot put ESP into UDP over IPv6 (Linux 5.8 can): {error}") from error
     finally:
         xfrm.close()

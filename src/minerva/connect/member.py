@@ -323,7 +323,13 @@ class Member:
         first = self._abutment_generation * _NUMBERS_PER_ABUTMENT
         ike = self._config.ike
         abutment.send(
-            m.AbutmentStart(first, bool(self._config.debug.key_log), ike.ike_lifetime, ike.child_lifetime)
+            m.AbutmentStart(
+                first,
+                bool(self._config.debug.key_log),
+                ike.ike_lifetime,
+                ike.child_lifetime,
+                ike.udp_encapsulation,
+            )
         )
         for port in self._ports.ports.values():
             if port.announced:
@@ -393,9 +399,7 @@ class Member:
         try:
             self._check_channel(message, port)
             assert port is not None
-            channel = await channels.plan(
-                message.channel, port, message.peer, message.peer_name, self._state, self._acp
-            )
+            channel = await channels.plan(message, port, self._state, self._acp)
             await self._data_plane.attach(channel)
         except (MinervaError, OSError) as error:
             log.error("no channel to %s: %s", message.peer, error)

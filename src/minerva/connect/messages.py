@@ -98,19 +98,20 @@ class SignReply(Message):
 class AbutmentStart(Message):
     """S → A: begin; number channels and requests above ``first``; with ``key_log`` report session keys.
 
-    The lifetimes of IKE SAs and child SAs are in seconds.
+    The lifetimes of IKE SAs and child SAs are in seconds; ``udp_encapsulation`` is as in the configuration.
     """
 
     first: int
     key_log: bool
     ike_lifetime: int
     child_lifetime: int
+    udp_encapsulation: str
 
 
 @message(21)
 @dataclass(frozen=True, slots=True)
 class PortUp(Message):
-    """S → A: a port is ready; with [DULL GRASP socket, IKE socket]."""
+    """S → A: a port is ready; with [DULL GRASP socket, IKE socket, that of port 4500 if it is open]."""
 
     port: int
     name: str
@@ -148,12 +149,13 @@ class ChannelKeys(Message):
 @message(24)
 @dataclass(frozen=True, slots=True)
 class ChannelOpen(Message):
-    """A → S: a channel to an authenticated peer is about to get its first keys."""
+    """A → S: a channel to an authenticated peer, with ESP in UDP or not, is about to get its first keys."""
 
     channel: int
     port: int
     peer: IPv6Address
     peer_name: str
+    in_udp: bool
 
 
 @message(25)

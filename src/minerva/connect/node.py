@@ -46,7 +46,8 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plan
         from minerva.connect.supervisor import Supervisor
 
         async def main() -> None:
-            choice = await choose(state, data_plane or config.data_plane)
+            wanted = data_plane or config.data_plane
+            choice = await choose(state, wanted, in_udp=config.ike.may_encapsulate)
             await Supervisor(state, run_dir, config, identity, expired, (pid, sock), choice).run()
 
         asyncio.run(main())

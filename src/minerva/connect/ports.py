@@ -25,7 +25,7 @@ from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
 from minerva.ikev2.constants import IKE_PORT
 from minerva.linux import namespace, sockets
 from minerva.linux.errors import LinuxError
-from minerva.linux.firewall import link_policy, pledge_rules
+from minerva.linux.firewall import MARKED_IKE_PORT, link_policy, pledge_rules
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Link, Netlink
 from minerva.linux.nftables import Nftables
@@ -126,7 +126,8 @@ class Ports:
     """Keeps the ports as the host's interfaces want them.
 
     ``on_up(port)`` is called when a port can be used, ``on_down(port)`` when it cannot any more (its
-    carrier or the port itself is gone). Both must not block.
+    carrier or the port itself is gone). Both must not block. With ``udp_encapsulation`` UDP port 4500 is
+    open as well.
     """
 
     def __init__(
@@ -136,12 +137,15 @@ class Ports:
         host: Netlink,
         on_up: Callable[[Port], None],
         on_down: Callable[[Port], Awaitable[None]],
+        *,
+        udp_encapsulation: bool,
     ) -> None:
         self._state = state
         self._settings = settings
         self._host = host
         self._on_up = on_up
         self._on_down = on_down
+        self._udp_encapsulation = udp_encapsulation
         self._numbers = 0
         self._brought_up: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -217,7 +221,8 @@ class Ports:
         with port.namespace.entered():
             namespace.write_sysctls(LINK_SYSCTLS, optional=_OPTIONAL_SYSCTLS)
             with Nftables() as nftables:
-                nftables.run(link_policy(DEVICE, port.link_local) + self._pledge_rules)
+                policy = link_policy(DEVICE, port.link_local, udp_encapsulation=self._udp_encapsulation)
+                nftables.run(policy + self._pledge_rules)
         await self._host.add_macvlan(DEVICE, port.link.index, port.mac, port.namespace)
         port.netlink = Netlink(port.namespace)
         port.index = await port.netlink.index_of(DEVICE)
@@ -229,6 +234,8 @@ class Ports:
                 sockets.multicast_socket(DEVICE, port.index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT),
                 sockets.udp_socket(DEVICE, IKE_PORT),
             ]
+            if self._udp_encapsulation:
+                port.descriptors.append(sockets.udp_socket(DEVICE, MARKED_IKE_PORT))
         await port.netlink.set_link(port.index, state="up")
 
     async def _announce(self, port: Port) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from ipaddress import IPv6Address
 from typing import Any
 
@@ -20,8 +20,8 @@ _BATCH = 64
 class CoreRunner:
     """One core on one UDP socket that is bound to its device.
 
-    ``on_event(event, now)`` gets its events; datagrams that ``accept(data, address, now)`` refuses do not
-    reach it.
+    ``on_event(event, now)`` gets its events; datagrams that ``accept(data, address, port, now)`` refuses do
+    not reach it. ``others`` are further sockets, each for datagrams to and from that port of peers alone.
     """
 
     def __init__(
@@ -30,7 +30,8 @@ class CoreRunner:
         sock: socket.socket,
         on_event: Callable[[Any, float], None],
         *,
-        accept: Callable[[bytes, IPv6Address, float], bool] = lambda *_: True,
+        accept: Callable[[bytes, IPv6Address, int, float], bool] = lambda *_: True,
+        others: Mapping[int, socket.socket] | None = None,
     ) -> None:
         self._core = core
         self._socket = sock
@@ -40,20 +41,23 @@ class CoreRunner:
         self._timer: asyncio.TimerHandle | None = None
         self._pumping = False
         self.unsent = 0
-        self._loop.add_reader(sock, self._readable)
+        self._others = dict(others or {})
+        self._loop.add_reader(sock, self._readable, sock, None)
+        for port, other in self._others.items():
+            self._loop.add_reader(other, self._readable, other, port)
 
-    def _readable(self) -> None:
+    def _readable(self, sock: socket.socket, only: int | None) -> None:
         now = self._loop.time()
         for _ in range(_BATCH):
             try:
-                data, (host, port, _, _) = self._socket.recvfrom(65_535)
+                data, (host, port, _, _) = sock.recvfrom(65_535)
             except BlockingIOError:
                 break
             except OSError as error:
                 log.debug("receive: %s", error.strerror)
                 break
             address = IPv6Address(host.partition("%")[0])
-            if self._accept(data, address, now):
+            if only in (None, port) and self._accept(data, address, port, now):
                 self._core.receive(data, address, port, now)
         self.pump()
 
@@ -80,7 +84,8 @@ class CoreRunner:
         datagrams = self._core.datagrams_to_send(now)
         for datagram in datagrams:
             try:
-                self._socket.sendto(datagram.data, (str(datagram.address), datagram.port))
+                sock = self._others.get(datagram.port, self._socket)
+                sock.sendto(datagram.data, (str(datagram.address), datagram.port))
             except OSError as error:  # a full queue or a link that went down: protocols retransmit
                 self.unsent += 1
                 log.debug("send to %s: %s", datagram.address, error.strerror)
@@ -92,8 +97,9 @@ class CoreRunner:
         self.pump()
 
     def close(self) -> None:
-        """Stop driving, and close the socket."""
+        """Stop driving, and close all sockets."""
         if self._timer is not None:
             self._timer.cancel()
-        self._loop.remove_reader(self._socket)
-        self._socket.close()
+        for sock in (self._socket, *self._others.values()):
+            self._loop.remove_reader(sock)
+            sock.close()

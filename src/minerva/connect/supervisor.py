@@ -58,7 +58,14 @@ class Supervisor:
         self.config = config
         self.machine = describe_machine(config.name)
         self.host = Netlink()
-        self.ports = Ports(state, config.ports, self.host, self._port_up, self._port_down)
+        self.ports = Ports(
+            state,
+            config.ports,
+            self.host,
+            self._port_up,
+            self._port_down,
+            udp_encapsulation=config.ike.may_encapsulate,
+        )
         self.children = Children(zygote[1], zygote[0], self._zygote_lost)
         self._identity = identity
         self._expired = expired

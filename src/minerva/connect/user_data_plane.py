@@ -18,6 +18,7 @@ from minerva.connect.channels import Channel
 from minerva.connect.children import Children
 from minerva.connect.ipc import Message
 from minerva.connect.ports import DEVICE
+from minerva.ikev2.constants import ENCAPSULATION_PORT
 from minerva.linux import sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.tun import open_tun
@@ -79,7 +80,13 @@ class UserDataPlane:
                 descriptors.append(open_tun(channel.interface))
             try:
                 with port.namespace.entered():
-                    esp = sockets.esp_socket(DEVICE, port.index, port.link_local, channel.peer)
+                    esp = sockets.esp_socket(
+                        DEVICE,
+                        port.index,
+                        port.link_local,
+                        channel.peer,
+                        udp_port=ENCAPSULATION_PORT if channel.in_udp else 0,
+                    )
             except OSError as error:
                 raise LinuxError(f"cannot open an ESP socket on {port.name}: {error.strerror}") from error
             descriptors.append(esp.detach())

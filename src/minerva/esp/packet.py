@@ -74,18 +74,24 @@ MIN_LINK_MTU: Final = _OVERHEAD + -(-(MIN_IPV6_MTU + TRAILER_SIZE) // ALIGNMENT)
 """The smallest MTU of a link that can carry a channel (1356 bytes)."""
 
 
-def inner_mtu(link_mtu: int) -> int:
+UDP_HEADER_SIZE: Final = 8
+"""What ESP in UDP (RFC 3948) has in addition, in bytes."""
+
+
+def inner_mtu(link_mtu: int, *, in_udp: bool = False) -> int:
     """Return the MTU of a channel over a link with ``link_mtu``, both in bytes: 1426 over 1500.
 
-    It is computed from the link and never learnt from packets, which anybody on the link could forge
-    (RFC 8994 section 6.13.3). Raises :class:`EspError` for a link too small for IPv6 in the channel.
+    With ESP ``in_udp`` it is smaller by the header of UDP. It is computed from the link and never learnt from
+    packets, which anybody on the link could forge (RFC 8994 section 6.13.3). Raises :class:`EspError` for a
+    link too small for IPv6 in the channel.
     """
-    if link_mtu < MIN_LINK_MTU:
+    more = UDP_HEADER_SIZE if in_udp else 0
+    if link_mtu < MIN_LINK_MTU + more:
         raise EspError(
             f"a link with an MTU of {link_mtu} bytes cannot carry an ACP channel: "
-            f"raise it to {MIN_LINK_MTU} or more"
+            f"raise it to {MIN_LINK_MTU + more} or more"
         )
-    return ((link_mtu - _OVERHEAD) & ~(ALIGNMENT - 1)) - TRAILER_SIZE
+    return ((link_mtu - more - _OVERHEAD) & ~(ALIGNMENT - 1)) - TRAILER_SIZE
 
 
 def spi_of(packet: bytes) -> int | None:

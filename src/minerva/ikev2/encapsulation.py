@@ -32,6 +32,13 @@ def has_marker(config: Config, port: int) -> bool:
     return config.udp_encapsulation is not UdpEncapsulation.OFF and port == ENCAPSULATION_PORT
 
 
+def message_in(config: Config, data: bytes, port: int) -> bytes | None:
+    """Return the IKE message in a datagram from the peer's ``port``, ``None`` if there is none."""
+    if not has_marker(config, port):
+        return data
+    return data[len(NON_ESP_MARKER) :] if data.startswith(NON_ESP_MARKER) else None
+
+
 def _digest(spi_i: bytes, spi_r: bytes, address: IPv6Address, port: int) -> bytes:
     # SHA-1 only names the address here, as section 2.23 has it; nothing is trusted for it.
     return hashlib.sha1(spi_i + spi_r + address.packed + port.to_bytes(2), usedforsecurity=False).digest()

@@ -30,7 +30,7 @@ from minerva.ikev2.constants import (
 )
 from minerva.ikev2.cookies import CookieJar
 from minerva.ikev2.credentials import Authenticate, Credentials
-from minerva.ikev2.encapsulation import NON_ESP_MARKER, has_marker
+from minerva.ikev2.encapsulation import NON_ESP_MARKER, has_marker, message_in
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError, IkePeerError
 from minerva.ikev2.events import (
     Alive,
@@ -233,13 +233,12 @@ class Endpoint:
 
         Unless ``Config.udp_encapsulation`` is off, those to and from port 4500 are those of our port 4500.
         """
-        if has_marker(self.config, port):
-            if not data.startswith(NON_ESP_MARKER):
-                self.counters["no IKE message on port 4500"] += 1
-                return
-            data = data[len(NON_ESP_MARKER) :]
+        message = message_in(self.config, data, port)
+        if message is None:
+            self.counters["no IKE message on port 4500"] += 1
+            return
         try:
-            header = Header.decode(data)
+            header = Header.decode(message)
         except IkeDecodeError:
             self.counters["malformed message"] += 1
             return
@@ -248,9 +247,9 @@ class Endpoint:
         elif header.major_version != MAJOR_VERSION:
             self._receive_other(header, address, port, now)
         elif header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response:
-            self._receive_init_request(header, data, address, port, now)
+            self._receive_init_request(header, message, address, port, now)
         else:
-            self._receive_for_sa(header, data, address, port, now)
+            self._receive_for_sa(header, message, address, port, now)
 
     def datagrams_to_send(self, now: float) -> list[Datagram]:  # noqa: ARG002 -- the contract's signature
         """Return, and forget, what is to be sent."""

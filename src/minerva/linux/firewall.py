@@ -52,15 +52,33 @@ PLEDGE_PORTS = range(61_000, 62_000)
 """From which TCP ports a pledge connects to join proxies; they are open for the answers, and only while it is
 one."""
 
+MARKED_IKE_PORT = 4501
+"""Where the IKE messages of port 4500 are heard inside a link namespace. Nobody else sees it: the policy
+rewrites 4500 to it on the way in if there is the marker of RFC 3948, and back on the way out. So port 4500 is
+left to ESP, for a socket that is connected to one peer, or the kernel; each would else have to pass on the
+other's packets."""
 
-def link_policy(device: str, link_local: IPv6Address) -> str:
+_UDP_IN = """        ip6 saddr fe80::/10 ip6 daddr {link_local} udp sport 4500 udp dport 4500 jump encapsulated
+"""
+_UDP_OUT = f"""        ip6 saddr {{link_local}} udp sport {MARKED_IKE_PORT} udp dport 4500 udp sport set 4500 accept
+        ip6 saddr {{link_local}} udp sport 4500 udp dport 4500 accept
+"""
+
+
+def link_policy(device: str, link_local: IPv6Address, *, udp_encapsulation: bool = False) -> str:
     """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
 
     In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address, and TCP to the join proxy
     while it is open (:func:`open_proxy`); out go the same, and no ICMPv6 error ever, so that a scan finds
     nothing. What else a pledge needs is open while it is one (:func:`pledge_rules`): TCP from its own ports,
-    and multicast DNS, of which only responses come in otherwise than by multicast.
+    and multicast DNS, of which only responses come in otherwise than by multicast. With ``udp_encapsulation``
+    both ways between ports 4500: IKE under the same limits as on port 500, and ESP. Keepalives count as refused.
     """
+    udp_in, udp_out = (
+        (text.format(link_local=link_local) for text in (_UDP_IN, _UDP_OUT))
+        if udp_encapsulation
+        else ("", "")
+    )
     return f"""
 table inet {LINK_TABLE} {{
     counter solicitations_over_limit {{ }}
@@ -84,17 +102,25 @@ table inet {LINK_TABLE} {{
         icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} ip6 hoplimit 1 accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 update @announcers {{ ip6 saddr }} accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
-        ip6 saddr @announcers ip6 daddr {link_local} udp dport 500 @th,128,64 0 update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
+        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 jump attempt
         ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
+{udp_in}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr ff02::fb udp sport 5353 udp dport @pledge_mdns accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr {link_local} udp sport 5353 udp dport @pledge_mdns @th,80,1 1 accept
         counter name refused_in drop
+    }}
+    chain attempt {{
+        ip6 saddr @announcers update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} return
+        limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
+    }}
+    chain encapsulated {{
+        @th,64,32 0 @th,160,64 0 jump attempt
+        @th,64,32 0 udp dport set {MARKED_IKE_PORT} accept
+        @th,64,32 != 0 accept
     }}
     chain proxy {{
         update @proxy_peers {{ ip6 saddr limit rate over {PROXY_SYNS_PER_PEER}/second burst {PROXY_SYN_BURST_OF_PEER} packets }} counter name proxy_syns_over_limit drop
@@ -111,7 +137,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr {link_local} ip6 daddr ff02::13 udp dport 7017 accept
         ip6 saddr {link_local} udp sport 500 accept
         ip6 saddr {link_local} ip6 nexthdr esp accept
-        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
+{udp_out}        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
         ip6 saddr {link_local} exthdr frag exists accept
         ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
         ip6 saddr {link_local} ip6 daddr ff02::fb udp dport 5353 udp sport @pledge_mdns accept

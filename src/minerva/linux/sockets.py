@@ -14,7 +14,7 @@ from contextlib import suppress
 from ipaddress import IPv6Address
 
 from minerva.linux.firewall import PLEDGE_PORTS
-from minerva.linux.sockopt import force_receive_buffer, force_send_buffer, pass_only_icmp6
+from minerva.linux.sockopt import force_receive_buffer, force_send_buffer, pass_only_icmp6, take_esp_in_udp
 
 _IPV6_MTU_DISCOVER = 23
 _IPV6_PMTUDISC_PROBE = 3
@@ -82,21 +82,44 @@ def leave_group(sock: socket.socket, group: IPv6Address, index: int) -> None:
 
 
 def esp_socket(
-    device: str, index: int, local: IPv6Address, remote: IPv6Address, *, buffer: int | None = DATA_BUFFER
+    device: str,
+    index: int,
+    local: IPv6Address,
+    remote: IPv6Address,
+    *,
+    udp_port: int = 0,
+    buffer: int | None = DATA_BUFFER,
 ) -> socket.socket:
-    """Return a raw ESP socket between two link-local addresses of ``device`` and nobody else.
+    """Return an ESP socket between two link-local addresses of ``device`` and nobody else.
 
-    ``buffer`` is the size of its two buffers in bytes, ``None`` for what the kernel gives every socket. It
-    never fragments and never believes a Packet Too Big, which anybody on the link could forge.
+    It is a raw one, or one for ESP in UDP between that ``udp_port`` of both. ``buffer`` is the size of its
+    two buffers in bytes, ``None`` for what the kernel gives every socket. It never fragments and never
+    believes a Packet Too Big, which anybody on the link could forge.
     """
-    kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK
-    sock = socket.socket(socket.AF_INET6, kind, _IPPROTO_ESP)
+    kind, protocol = (socket.SOCK_DGRAM, 0) if udp_port else (socket.SOCK_RAW, _IPPROTO_ESP)
+    sock = socket.socket(socket.AF_INET6, kind | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, protocol)
     _device(sock, device)
+    # Each peer has one, on the same port.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if buffer is not None:
         _buffers(sock, buffer)
     sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _IPV6_PMTUDISC_PROBE)
-    sock.bind((str(local), 0, 0, index))
-    sock.connect((str(remote), 0, 0, index))
+    sock.bind((str(local), udp_port, 0, index))
+    sock.connect((str(remote), udp_port, 0, index))
+    return sock
+
+
+def esp_in_udp_socket(device: str, port: int) -> socket.socket:
+    """Return a UDP socket by which the kernel's IPsec takes what is ESP on ``port`` of ``device``.
+
+    The kernel passes on what is not; it need not be read.
+    """
+    sock = udp_socket(device, port)
+    try:
+        take_esp_in_udp(sock)
+    except OSError:
+        sock.close()
+        raise
     return sock
 
 

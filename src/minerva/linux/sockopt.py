@@ -10,6 +10,7 @@ from typing import Final
 _ICMP6_FILTER = 1
 _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
+_UDP_ENCAP, _UDP_ENCAP_ESPINUDP = 100, 2
 # The variant that is two 64-bit numbers on every architecture; the control message has the same number.
 _SO_TIMESTAMPNS_NEW = 64
 _TIMESPEC = struct.Struct("@qq")
@@ -33,6 +34,11 @@ def pass_only_icmp6(sock: socket.socket, kind: int) -> None:
     words = [0xFFFFFFFF] * 8  # a set bit blocks the type (RFC 3542 section 3.2)
     words[kind >> 5] &= ~(1 << (kind & 31)) & 0xFFFFFFFF
     sock.setsockopt(socket.IPPROTO_ICMPV6, _ICMP6_FILTER, struct.pack("@8I", *words))
+
+
+def take_esp_in_udp(sock: socket.socket) -> None:
+    """Give ESP that comes to the UDP socket ``sock`` to the kernel's IPsec (RFC 3948). Raises OSError."""
+    sock.setsockopt(socket.IPPROTO_UDP, _UDP_ENCAP, _UDP_ENCAP_ESPINUDP)
 
 
 def enable_timestamps(sock: socket.socket) -> None:

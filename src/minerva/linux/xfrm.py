@@ -35,7 +35,7 @@ _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _REQUEST, _ACK, _EXCLUSIVE, _CREATE, _DUMP = 0x01, 0x04, 0x200, 0x400, 0x300
 _ERROR_HAS_TEXT, _ERROR_TEXT = 0x200, 1  # NLM_F_ACK_TLVS, NLMSGERR_ATTR_MSG
 
-_TMPL, _ALG_AEAD, _REPLAY_ESN_VAL, _IF_ID = 5, 18, 23, 31  # XFRMA_…
+_ENCAP, _TMPL, _ALG_AEAD, _REPLAY_ESN_VAL, _IF_ID = 4, 5, 18, 23, 31  # XFRMA_…
 
 _ESP = 50
 _AF_INET6 = int(socket.AF_INET6)
@@ -59,6 +59,8 @@ _POLICY_ID = struct.Struct(f"@{_SELECTOR}IB0I")
 _TEMPLATE = struct.Struct(f"@{_ID}H2x16sI3Bx3I")
 _AEAD = struct.Struct("@64s2I")
 _REPLAY = struct.Struct("@6I")
+_ENCAPSULATION = struct.Struct("@H2s2s2x16s0I")
+_ESP_IN_UDP = 2  # UDP_ENCAP_ESPINUDP
 _ANYTHING: Final = (bytes(16), bytes(16), 0, 0, 0, 0, _AF_INET6, 0, 0, 0, 0, 0)  # a selector: all of IPv6
 _ANY_KIND = 2**32 - 1
 
@@ -78,7 +80,7 @@ class SecurityAssociation:
     """What an SA is, without its key. ``window`` is the size of the replay window, 0 for one to send with.
 
     After ``soft_bytes`` or ``soft_packets`` the kernel tells who listens that the SA should be replaced,
-    after ``hard_packets`` it deletes it.
+    after ``hard_packets`` it deletes it. With ``udp_port`` ESP goes in UDP between that port of both ends.
     """
 
     source: IPv6Address
@@ -89,6 +91,7 @@ class SecurityAssociation:
     soft_bytes: int = UNLIMITED
     soft_packets: int = UNLIMITED
     hard_packets: int = UNLIMITED
+    udp_port: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +145,9 @@ def encode_sa(sa: SecurityAssociation, key: Secret) -> bytearray:
         # The old field has room for 32 packets only. This one does without extended sequence numbers too.
         words = -(-sa.window // _WORD_BITS)
         body += _attribute(_REPLAY_ESN_VAL, _REPLAY.pack(words, 0, 0, 0, 0, sa.window))
+    if sa.udp_port:
+        port = sa.udp_port.to_bytes(2)
+        body += _attribute(_ENCAP, _ENCAPSULATION.pack(_ESP_IN_UDP, port, port, bytes(16)))
     return body + _attribute(_IF_ID, struct.pack("=I", sa.if_id))
 
 
