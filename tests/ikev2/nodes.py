@@ -78,10 +78,16 @@ def party(
     return Party(Identity(leaf, ca.chain, roots, own.node_name, own.address), certs.key(kind))
 
 
-def endpoint(who: Party, address: IPv6Address, config: Config | None = None, seed: int = 0) -> Endpoint:
+def endpoint(
+    who: Party,
+    address: IPv6Address,
+    config: Config | None = None,
+    seed: int = 0,
+    ula: IPv6Address | None = None,
+) -> Endpoint:
     """An endpoint with predictable randomness."""
     source = random.Random(f"{address}/{seed}")
-    return Endpoint(address, who.identity, who.authenticate, source.randbytes, config)
+    return Endpoint(address, who.identity, who.authenticate, source.randbytes, config, ula=ula)
 
 
 class Node:
@@ -176,12 +182,13 @@ class Hand:
     config: Config | None = None
     seed: int = 0
     fragments: bool = False
+    ula: IPv6Address | None = None
 
     def __post_init__(self) -> None:
         config = self.config or Config()
         if not self.fragments:
             config = replace(config, max_datagram=None)
-        self.endpoint = endpoint(self.who, self.address, config, self.seed)
+        self.endpoint = endpoint(self.who, self.address, config, self.seed, self.ula)
         self.events: list[Any] = []
 
     def out(self, now: float = 0.0) -> list[Datagram]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from ipaddress import IPv6Address
 
 import pytest
 
@@ -13,7 +14,7 @@ from minerva.ikev2.encapsulation import is_wanted
 from minerva.ikev2.endpoint import ChildUp, Established, IkeRekeyed
 from minerva.ikev2.message import HEADER_LENGTH, Header, decode_payloads, encode_message, find_notify
 from minerva.ikev2.payloads import Notify, Payload
-from tests.ikev2.nodes import A, B, Hand, check_match, hands
+from tests.ikev2.nodes import MEMBER_A, MEMBER_B, A, B, Hand, check_match, hands
 
 MARKER = bytes(4)
 ON, ACCEPT, OFF = (
@@ -103,6 +104,24 @@ def test_a_peer_may_name_several_addresses_of_its_own() -> None:
     where = (header.spi_i, header.spi_r, B, A, IKE_PORT)
     assert not is_wanted(ACCEPT, (other, *payloads), *where)
     assert is_wanted(ACCEPT, (other, *without(payloads, other.notify_type)), *where)
+
+
+def test_unique_local_addresses_are_not_taken_for_translated_ones() -> None:
+    """Each end compares the hashes with the address of its own that the peer speaks to."""
+    ours, theirs = IPv6Address("fd0a::a"), IPv6Address("fd0b::b")
+    a, b = Hand(MEMBER_A, A, ACCEPT, ula=ours), Hand(MEMBER_B, B, ACCEPT, ula=theirs)
+    a.endpoint.initiate(theirs, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (response,) = b.take(init.data, ours)
+    (request,) = a.take(response, theirs)
+    (answer,) = b.take(request, ours)
+    a.take(answer, theirs)
+    for hand, peer in ((a, theirs), (b, ours)):
+        (established,) = hand.of(Established)
+        assert established.address == peer
+        assert not established.encapsulated
+        assert hand.take(init.data, hand.ula or A) == []
+        assert hand.endpoint.counters["no address to answer to"] == 1
 
 
 def test_who_is_translated_on_the_way_needs_it() -> None:

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 
+from minerva.core.addresses import OwnAddresses
 from minerva.core.sansio import Datagram
 from minerva.ikev2.config import Config
 from minerva.ikev2.constants import (
@@ -104,7 +105,8 @@ class SaStatus:
 class Endpoint:
     """IKEv2 on one port: the initiator and the responder of all its SAs. A core of ``core.sansio``.
 
-    ``address`` is our link-local address. ``authenticate`` makes the membership check of a peer's
+    ``address`` is our link-local address; ``ula`` is that to which peers with a unique local one speak, if
+    there are such. ``authenticate`` makes the membership check of a peer's
     certificates, with the calendar. ``random_bytes`` makes nonces, SPIs and secrets of cookies; the keys of
     Diffie-Hellman come from the cryptographic library's own generator. ``held_elsewhere`` says whether
     another port has an IKE SA with the node of that name, or with any if the name is ``None``. ``counters``
@@ -122,12 +124,14 @@ class Endpoint:
         random_bytes: Callable[[int], bytes],
         config: Config | None = None,
         *,
+        ula: IPv6Address | None = None,
         held_elsewhere: Callable[[str | None], bool] = lambda _: False,
     ) -> None:
         self.address = address
+        self._ours = OwnAddresses(address, ula)
         self.config = config or Config()
         self._context = Context(
-            address=address,
+            ours=self._ours,
             config=self.config,
             policy=ike_policy(self.config.prfs, self.config.groups, self.config.ciphers),
             child_policy=esp_policy(self.config.groups),
@@ -242,7 +246,7 @@ class Endpoint:
         except IkeDecodeError:
             self.counters["malformed message"] += 1
             return
-        if address == self.address or not port:
+        if address == self._ours.towards(address) or not port:
             self.counters["no address to answer to"] += 1
         elif header.major_version != MAJOR_VERSION:
             self._receive_other(header, address, port, now)

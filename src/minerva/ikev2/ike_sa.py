@@ -23,6 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from ipaddress import IPv6Address
 
+from minerva.core.addresses import OwnAddresses
 from minerva.core.sansio import Datagram
 from minerva.ikev2.children import Child, ChildSas, ChildState
 from minerva.ikev2.config import Config, Retransmission, UdpEncapsulation
@@ -106,7 +107,7 @@ _FATAL = frozenset(
 class Context:
     """What the SAs of one endpoint share. The callables are the endpoint's."""
 
-    address: IPv6Address
+    ours: OwnAddresses
     config: Config
     policy: Policy
     child_policy: Policy

@@ -125,7 +125,7 @@ class Initiator(RekeyingSa):
         self._child_offer = offer_child(self._child_spi)
         self._attempts: dict[int, _Attempt] = {}
         self._nat_detection = nat_detection(
-            context.config, spi, NO_SPI, context.address, address, port, context.random_bytes
+            context.config, spi, NO_SPI, context.ours.towards(address), address, port, context.random_bytes
         )
         self._cookie: Notify | None = None
         self._cookies_left = context.config.cookie_retries
@@ -272,7 +272,7 @@ class Initiator(RekeyingSa):
                     payloads,
                     self._spi_i,
                     header.spi_r,
-                    self._context.address,
+                    self._context.ours.towards(self.address),
                     self.address,
                     self.port,
                 )

@@ -86,13 +86,12 @@ class Responder(RekeyingSa):
         fragmentation = (
             () if self._max_datagram is None else (Notify(NotifyType.IKEV2_FRAGMENTATION_SUPPORTED),)
         )
+        ours = context.ours.towards(address)
         self.encapsulated = is_wanted(
-            context.config, payloads, header.spi_i, header.spi_r, context.address, address, port
+            context.config, payloads, header.spi_i, header.spi_r, ours, address, port
         )
         encapsulation = (
-            nat_detection(
-                context.config, header.spi_i, spi, context.address, address, port, context.random_bytes
-            )
+            nat_detection(context.config, header.spi_i, spi, ours, address, port, context.random_bytes)
             if can_encapsulate(payloads)
             else ()
         )
