@@ -11,7 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from minerva.console.access import Access, Action, Guard, Identity, Refused, Role
+from minerva.console.access import (
+    BURST,
+    PACE_SECONDS,
+    Access,
+    Action,
+    Guard,
+    Identity,
+    Refused,
+    Role,
+)
 from minerva.console.audit import AuditError, AuditLog, AuditSink, AuditWriter, Entry
 from minerva.console.break_glass import TokenError, Tokens
 from minerva.console.config import from_table
@@ -97,6 +106,40 @@ def test_what_is_granted_and_what_is_refused_is_written_down() -> None:
 
 
 # -- passwords
+
+
+def test_one_who_wants_too_much_pushes_nothing_out_of_the_audit_log() -> None:
+    now = 1000.0
+    entries: list[Entry] = []
+
+    class Kept:
+        def put(self, entry: Entry) -> None:
+            entries.append(entry)
+
+    guard = Guard(Access(from_table(TABLE, "test")), Kept(), lambda: now)
+    vera = Identity("vera", "ssh fd01::2")
+    done = refused = 0
+    for _ in range(10_000):
+        try:
+            guard.require(vera, Action.RECORDS, "rack1")
+            done += 1
+        except Refused:
+            refused += 1
+        guard.note(vera, "attach", "no-such", allowed=False)
+    assert (done, refused) == (BURST // 2, 10_000 - BURST // 2)
+    with pytest.raises(Refused, match="vera wants too much at once: wait a moment"):
+        guard.require(vera, Action.RECORDS, "rack1")
+    assert len(entries) == BURST + 1
+    assert [entry.action for entry in entries if entry.action == "too much at once"] == ["too much at once"]
+    # Others are not held up, nor is root of this machine, nor is she later.
+    guard.require(Identity("vera", "ssh fd01::3"), Action.RECORDS, "rack1")
+    for _ in range(1000):
+        guard.require(
+            Identity("root", "local process 1", grants=((Role.ADMIN, "*"),), hurried=True),
+            Action.RELOAD,
+        )
+    now += 2 * PACE_SECONDS
+    guard.require(vera, Action.RECORDS, "rack1")
 
 
 def test_passwords() -> None:

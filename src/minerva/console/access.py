@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import enum
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,8 +20,16 @@ from minerva.console import passwords
 from minerva.console.audit import Entry
 from minerva.console.config import ROLES, Config, Group, User
 from minerva.core.errors import MinervaError
+from minerva.core.rate import TokenBucket
 
 EVERYTHING: Final = "*"
+BURST: Final = 300
+"""So much may one who has logged in want at once,"""
+PACE_SECONDS: Final = 0.1
+"""and one thing more every so many seconds: a flood of it would push all else out of the audit log."""
+COMPLAIN_SECONDS: Final = 60.0
+"""How often it is written down that somebody wants too much."""
+MAX_PACES: Final = 4096
 
 
 class Role(enum.IntEnum):
@@ -72,6 +81,8 @@ class Identity:
     """Roles and the patterns of consoles that they are for; None for those that the configuration says."""
     until: float | None = None
     """When its rights end."""
+    hurried: bool = False
+    """May want as much at once as it likes: it comes by the control socket, which is for root."""
 
 
 class Refused(MinervaError):
@@ -150,6 +161,7 @@ class Guard:
         self.access = access
         self._log = log
         self._clock = clock
+        self._paces: OrderedDict[tuple[str, str], _Pace] = OrderedDict()
 
     def may(self, identity: Identity, action: Action, console: str = EVERYTHING) -> bool:
         """Return whether somebody may do this, without writing it down."""
@@ -159,8 +171,9 @@ class Guard:
         self, identity: Identity, action: Action, console: str = EVERYTHING, detail: str = ""
     ) -> None:
         """Write down that somebody wants this, and whether it may. Raises Refused."""
+        self.pace(identity)
         allowed = self.may(identity, action, console)
-        self.note(identity, action.text, console, detail, allowed=allowed)
+        self._write(identity, action.text, console, detail, allowed)
         if not allowed:
             raise Refused(_refusal(identity, action, console))
 
@@ -168,6 +181,31 @@ class Guard:
         self, identity: Identity, action: str, console: str = "", detail: str = "", *, allowed: bool = True
     ) -> None:
         """Write down what happened, or what was refused for other reasons than rights."""
+        if allowed or self._paced(identity):
+            self._write(identity, action, console, detail, allowed)
+
+    def pace(self, identity: Identity) -> None:
+        """Count that somebody wants something. Raises Refused if that is too much at once."""
+        if not self._paced(identity):
+            raise Refused(f"{identity.user} wants too much at once: wait a moment")
+
+    def _paced(self, identity: Identity) -> bool:
+        if identity.hurried:
+            return True
+        who = identity.user, identity.source
+        pace = self._paces.pop(who, None) or _Pace()
+        self._paces[who] = pace
+        if len(self._paces) > MAX_PACES:
+            self._paces.popitem(last=False)
+        now = self._clock()
+        if pace.bucket.take(now):
+            return True
+        if pace.complained is None or not 0 <= now - pace.complained < COMPLAIN_SECONDS:
+            pace.complained = now
+            self._write(identity, "too much at once", "", f"more than {1 / PACE_SECONDS:g} a second", False)
+        return False
+
+    def _write(self, identity: Identity, action: str, console: str, detail: str, allowed: bool) -> None:
         self._log.put(
             Entry(
                 self._clock(),
@@ -180,6 +218,14 @@ class Guard:
                 detail=detail,
             )
         )
+
+
+class _Pace:
+    """How much somebody has wanted of late."""
+
+    def __init__(self) -> None:
+        self.bucket = TokenBucket(BURST, PACE_SECONDS)
+        self.complained: float | None = None
 
 
 def _refusal(identity: Identity, action: Action, console: str) -> str:

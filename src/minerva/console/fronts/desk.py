@@ -11,7 +11,7 @@ from minerva.console.access import Action, Guard, Identity
 from minerva.console.audit import AuditWriter
 from minerva.console.events import AttachmentInfo, Mode
 from minerva.console.hub import NotWriter
-from minerva.console.power import PowerAction
+from minerva.console.power import Power, PowerAction, PowerState
 from minerva.console.session import LONGEST_LINE, Console, Consoles, Session
 from minerva.core.errors import UsageError
 from minerva.core.text import printable, shortened
@@ -34,6 +34,8 @@ class Desk:
         self.consoles = consoles
         self.audit = audit
         self.clock = clock
+        self._asking: dict[str, asyncio.Task[PowerState]] = {}
+        self._switching: set[str] = set()
 
     def console(self, identity: Identity, name: str) -> Console:
         """Return a console; to one who may not look at it, it does not exist. Raises UsageError."""
@@ -121,15 +123,37 @@ class Desk:
         return await self.switch(identity, console, action)
 
     async def switch(self, identity: Identity, console: Console, action: PowerAction | None) -> str:
-        """Do what :meth:`power` does for one who has been let already."""
-        if console.power is None:
-            raise UsageError(f"nothing is configured to switch the machine of {console.name}")
+        """Do what :meth:`power` does for one who has been let already.
+
+        However many ask whether a machine is on, it is asked once at a time; and it does one thing at a time.
+        """
+        name, power = console.name, console.power
+        if power is None:
+            raise UsageError(f"nothing is configured to switch the machine of {name}")
         if action is None:
-            return f"the machine of {console.name} is {(await console.power.status()).value}"
-        console.hub.message(identity.user, f"power {action.value}", self.clock())
-        await self.audit.settled()
-        await console.power.act(action)
-        return f"power {action.value} of {console.name} has been accepted"
+            return f"the machine of {name} is {(await self._power_state(name, power)).value}"
+        if name in self._switching:
+            raise UsageError(f"the machine of {name} is being switched just now: wait for that")
+        self._switching.add(name)
+        try:
+            console.hub.message(identity.user, f"power {action.value}", self.clock())
+            await self.audit.settled()
+            await power.act(action)
+        finally:
+            self._switching.discard(name)
+        return f"power {action.value} of {name} has been accepted"
+
+    async def _power_state(self, name: str, power: Power) -> PowerState:
+        asking = self._asking.get(name)
+        if asking is None:
+            asking = self._asking[name] = asyncio.get_running_loop().create_task(power.status())
+            asking.add_done_callback(lambda task: self._answered(name, task))
+        return await asyncio.shield(asking)
+
+    def _answered(self, name: str, asking: asyncio.Task[PowerState]) -> None:
+        del self._asking[name]
+        if not asking.cancelled():
+            asking.exception()  # whoever asked may be gone
 
     def say(self, identity: Identity, name: str | None, text: str) -> None:
         """Tell something to all who are attached to a console, or to any."""
