@@ -268,7 +268,9 @@ def test_a_server_of_rfc_2217_that_wants_us_to_wait() -> None:
             assert str(backend.settings) == "9600 7E2"
             reading = asyncio.ensure_future(backend.read())
             server.say(7, b"\x90")
-            await until(lambda: backend.modem().value == 0x90, "it is told of the modem lines")
+            async with asyncio.timeout(5):
+                while (await backend.modem()).value != 0x90:
+                    await asyncio.sleep(0.01)
             server.say(8)
             server.say(0, b"box \x1b[m")
             await until(lambda: "box" in backend.describe(), "it is told the name")

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import serial
 
 from minerva.console.backends import sol
 from minerva.console.backends.base import BackendError, Flow, LineSettings, Modem, Unsupported
@@ -73,7 +72,7 @@ def test_a_serial_line_carries_every_byte_both_ways(tmp_path: Path) -> None:
                 assert backend.settings == settings
                 # It has no such lines, and does not mind.
                 await backend.set_lines(dtr=False)
-                assert backend.modem() is Modem.NONE
+                assert await backend.modem() is Modem.NONE
                 assert backend.lines() == (False, True)
                 await backend.send_break(0.01)
 
@@ -108,7 +107,7 @@ def test_why_a_serial_line_cannot_be_opened(tmp_path: Path) -> None:
             await SerialBackend(SerialPort(device=str(tmp_path / "none"))).open()
         file = tmp_path / "file"
         file.write_text("")
-        with pytest.raises(BackendError, match="file cannot be"):
+        with pytest.raises(BackendError, match="file is no serial line"):
             await SerialBackend(SerialPort(device=str(file))).open()
 
     asyncio.run(scenario())
@@ -119,10 +118,10 @@ def test_an_adapter_that_hangs_when_it_is_opened(tmp_path: Path, monkeypatch: py
     release = threading.Event()
     opened = SerialBackend._open
 
-    def slowly(self: SerialBackend) -> serial.Serial:
-        line = opened(self)
+    def slowly(self: SerialBackend) -> object:
+        result = opened(self)
         release.wait()
-        return line
+        return result
 
     async def scenario() -> None:
         async with line(tmp_path) as (near, _):
@@ -135,6 +134,7 @@ def test_an_adapter_that_hangs_when_it_is_opened(tmp_path: Path, monkeypatch: py
                     await backend.open()
                 await backend.close()
             monkeypatch.setattr(SerialBackend, "_open", opened)
+            monkeypatch.setattr("minerva.console.backends.serial.OPEN_SECONDS", 10.0)
             release.set()
             # What was opened too late has been closed again.
             async with asyncio.timeout(10):

@@ -282,6 +282,11 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
         ),
         (f"{SERIAL}speed = 7", "console.ports.x.speed must be"),
         (f'{SERIAL}framing = "9N1"', "console.ports.x.framing must be like 8N1"),
+        (
+            f'{SERIAL}framing = "8N1.5"',
+            "console.ports.x.framing can have 1.5 stop bits only with 5 data bits",
+        ),
+        (f'{SERIAL}flow = "dsrdtr"', "console.ports.x.flow cannot be dsrdtr: Linux"),
         (f'{SERIAL}flow = "x"', "console.ports.x.flow must be one of none, rtscts, xonxoff, dsrdtr"),
         (f"{SERIAL}break_ms = 0", "console.ports.x.break_ms must be 1 to 10000"),
         (f"{SERIAL}input_rate = -1", "console.ports.x.input_rate must be 0 to 10000000"),

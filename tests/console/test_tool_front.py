@@ -60,7 +60,7 @@ class Line(Device):
     def lines(self) -> tuple[bool, bool]:
         return self.dtr, self.rts
 
-    def modem(self) -> Modem:
+    async def modem(self) -> Modem:
         return self.state
 
 
@@ -380,7 +380,9 @@ def test_our_client_on_our_server() -> None:
             await client.send_break(0.05)
             await until(lambda: isinstance(device.heard[-1], float) and device.heard[-1] < 5, "a break")
             device.state = Modem.DSR
-            await until(lambda: client.modem() is Modem.DSR, "the modem lines are told")
+            async with asyncio.timeout(5):
+                while await client.modem() is not Modem.DSR:
+                    await asyncio.sleep(0.01)
             reading.cancel()
             await asyncio.gather(reading, return_exceptions=True)
             await client.close()

@@ -450,17 +450,8 @@ def discover(seconds: float | None, speed: int, enter: bool, as_json: bool) -> N
     With --listen, a name is suggested from what the device says, such as "web1 login:". A line that another
     program has is not disturbed.
     """
+    from minerva.console import discovery
     from minerva.console.backends.base import BackendError
-
-    try:
-        from minerva.console import discovery
-
-        if seconds:
-            import serial  # noqa: F401  # only listening needs it
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("minerva"):
-            raise
-        raise UsageError(_EXTRA) from error
 
     async def name_of(path: str) -> tuple[str, str]:
         try:

@@ -179,6 +179,10 @@ class SerialPort(LinePort):
         """Raise UsageError if the settings do not go together."""
         super(SerialPort, self).check(where)
         _needed(where, device=self.device)
+        if self.framing.endswith("1.5") and self.framing[0] != "5":
+            raise UsageError(f"{where}.framing can have 1.5 stop bits only with 5 data bits")
+        if self.flow == "dsrdtr":
+            raise UsageError(f"{where}.flow cannot be dsrdtr: Linux does not do that on its own lines")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -39,14 +39,10 @@ def _make(port: Port, state: Path, name: str, dialer: Dialer | None) -> Backend:
 
     match port:
         case kinds.SerialPort():
-            import serial  # found out now, not at the first connection
-
             from minerva.console.backends.serial import SerialBackend
 
             return SerialBackend(port)
         case kinds.PtyPort():
-            import serial  # noqa: F401
-
             from minerva.console.backends.serial import PtyBackend
 
             return PtyBackend(port)

@@ -132,7 +132,7 @@ class SerialLine(Protocol):
     def lines(self) -> tuple[bool, bool]:
         """Return whether DTR and RTS are asserted."""
 
-    def modem(self) -> Modem:
+    async def modem(self) -> Modem:
         """Return the lines that the device asserts."""
 
 

@@ -10,7 +10,7 @@ from typing import Final
 
 from minerva.console.backends.base import READ_SIZE, BackendError, why
 
-_GONE: Final = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.EPIPE}
+GONE: Final = {errno.EIO, errno.ENXIO, errno.ENODEV, errno.EPIPE}
 """What the system says when a terminal's other side, or an adapter, is gone."""
 
 
@@ -57,7 +57,7 @@ class DescriptorStream:
             except BlockingIOError:
                 await self._writable()
             except OSError as error:
-                gone = "the other side is gone" if error.errno in _GONE else why(error)
+                gone = "the other side is gone" if error.errno in GONE else why(error)
                 raise BackendError(f"writing failed: {gone}") from error
 
     def detach(self) -> int | None:
@@ -95,7 +95,7 @@ class DescriptorStream:
             except BlockingIOError:
                 return
             except OSError as error:
-                if error.errno in _GONE:
+                if error.errno in GONE:
                     self._ended = True
                 else:
                     self._failure = error

@@ -8,20 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import fcntl
 import logging
 import os
-import struct
-import termios
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Concatenate, Final, ParamSpec, TypeVar
 
+from minerva.console.backends import tty
 from minerva.console.backends.base import (
     BackendError,
     Base,
     Capability,
-    Flow,
     LineSettings,
     Modem,
     Unsupported,
@@ -29,31 +28,54 @@ from minerva.console.backends.base import (
     in_own_thread,
     why,
 )
-from minerva.console.backends.descriptor import DescriptorStream
+from minerva.console.backends.descriptor import GONE, DescriptorStream
 from minerva.console.port_config import PtyPort, SerialPort
 from minerva.core.text import printable
 
-if TYPE_CHECKING:
-    import serial
-
 log = logging.getLogger(__name__)
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 OPEN_SECONDS: Final = 10.0
 CLOSE_SECONDS: Final = 5.0
+ACT_SECONDS: Final = 10.0
+"""How long an adapter may take for anything else."""
 _DRAIN_LOOK: Final = 0.02
 _DRAIN_SECONDS: Final = 30.0
-_VMIN: Final = 6
-_VTIME: Final = 5
-_MODEM: Final = {
-    termios.TIOCM_CTS: Modem.CTS,
-    termios.TIOCM_DSR: Modem.DSR,
-    termios.TIOCM_RI: Modem.RI,
-    termios.TIOCM_CD: Modem.CD,
-}
+
+
+class _Device:
+    """A device that is open, for threads: what comes too late must not meet another file with its number."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self._lock = threading.Lock()
+
+    def do(self, act: Callable[Concatenate[int, _P], _T], *arguments: _P.args, **more: _P.kwargs) -> _T:
+        """Do one of the things of :mod:`tty`."""
+        with self._lock:
+            if self._descriptor < 0:
+                raise OSError(errno.EBADF, "it is closed")
+            return act(self._descriptor, *arguments, **more)
+
+    def close(self) -> None:
+        """Close it. What it did not take yet is thrown away, or closing could last long."""
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, -1
+            with suppress(OSError):
+                tty.discard(descriptor)
+            with suppress(OSError):
+                os.close(descriptor)
 
 
 class SerialBackend(Base):
-    """A serial line of this machine, by pyserial for its set-up and by its descriptor for its bytes."""
+    """A serial line of this machine.
+
+    An adapter that is sick can hold up whoever asks it for anything, so all that is done in threads.
+    """
+
+    exclusive = True
+    """Whether also those are kept out who do not respect locks."""
 
     def __init__(self, port: SerialPort) -> None:
         self._port = port
@@ -61,7 +83,7 @@ class SerialBackend(Base):
         self._wanted = LineSettings.parse(port.speed, port.framing, port.flow)
         self._settings = self._wanted
         self._dtr, self._rts = port.dtr, port.rts
-        self._serial: serial.Serial | None = None
+        self._device: _Device | None = None
         self._stream: DescriptorStream | None = None
 
     @property
@@ -84,159 +106,159 @@ class SerialBackend(Base):
         """Open the device for ourselves alone, with the settings of the configuration."""
         self._settings = self._wanted
         self._dtr, self._rts = self._port.dtr, self._port.rts
-        # An adapter that is sick can hold up whoever opens it.
         try:
             async with asyncio.timeout(OPEN_SECONDS):
-                self._serial = await in_own_thread(self._open, _close)
+                opened = await in_own_thread(self._open, _close_late)
         except TimeoutError as error:
             raise BackendError(f"{self._path} could not be opened within {OPEN_SECONDS:g} s") from error
-        self._stream = DescriptorStream(self._open_serial().fileno())
+        descriptor, self._device = opened
+        self._stream = DescriptorStream(descriptor)
 
     async def read(self) -> bytes:
-        """Return what comes next; ``b""`` when the adapter is gone."""
-        data = await self._open_stream().read()
+        """Return what comes next. Raises BackendError when the adapter is gone."""
+        data = await self._opened().read()
         if not data:
             raise BackendError(f"{self._path} is gone")
         return data
 
     async def write(self, data: bytes) -> None:
         """Write ``data``; the system keeps a few KiB."""
-        await self._open_stream().write(data)
+        await self._opened().write(data)
 
     async def send_break(self, seconds: float) -> None:
-        """Send a break once all that was written has left."""
-        line = self._open_serial()
+        """Send a break once all that was written has left. Raises Unsupported if the line has none."""
         await self._drained()
         try:
-            line.break_condition = True
+            await self._do(tty.set_break, True)
             try:
                 await asyncio.sleep(seconds)
             finally:
-                line.break_condition = False
+                await self._do(tty.set_break, False)
         except OSError as error:
-            if error.errno in (errno.ENOTTY, errno.EINVAL, errno.EOPNOTSUPP):
-                raise Unsupported(f"{self._path} cannot send a break: {why(error)}") from error
-            raise BackendError(f"{self._path} does not send a break: {why(error)}") from error
+            if error.errno in GONE:
+                raise BackendError(f"{self._path}: {why(error)}") from error
+            raise Unsupported(f"{self._path} does not send a break: {why(error)}") from error
 
     async def configure(self, settings: LineSettings) -> LineSettings:
         """Change speed and framing until the line is opened again. Raises Unsupported if it has no such."""
-        line = self._open_serial()
         before = self._settings
         await self._drained()
         try:
-            await in_own_thread(lambda: _apply(line, settings))
-        except (ValueError, OSError, termios.error) as error:
+            await self._do(tty.apply, settings)
+        except (ValueError, OSError) as error:
             # Some settings may have been taken.
-            with suppress(ValueError, OSError, termios.error):
-                await in_own_thread(lambda: _apply(line, before))
+            with suppress(ValueError, OSError):
+                await self._do(tty.apply, before)
             raise Unsupported(f"{self._path} does not do {settings}: {_reason(error)}") from error
         self._settings = settings
         return settings
 
     async def set_lines(self, *, dtr: bool | None = None, rts: bool | None = None) -> None:
         """Assert or clear DTR and RTS; on what has no such lines, that has no effect."""
-        line = self._open_serial()
         try:
-            if dtr is not None:
-                self._dtr = line.dtr = dtr
-            if rts is not None:
-                self._rts = line.rts = rts
+            await self._do(tty.set_lines, dtr=dtr, rts=rts)
         except OSError as error:
-            if error.errno not in (errno.ENOTTY, errno.EINVAL):
-                raise BackendError(f"{self._path}: {why(error)}") from error
+            raise BackendError(f"{self._path}: {why(error)}") from error
+        self._dtr = self._dtr if dtr is None else dtr
+        self._rts = self._rts if rts is None else rts
 
     def lines(self) -> tuple[bool, bool]:
         """Return whether DTR and RTS are asserted."""
         return self._dtr, self._rts
 
-    def modem(self) -> Modem:
+    async def modem(self) -> Modem:
         """Return the lines that the device asserts; none on what has no such lines."""
-        if self._serial is None:
-            return Modem.NONE
         try:
-            raw = fcntl.ioctl(self._serial.fileno(), termios.TIOCMGET, struct.pack("I", 0))
-        except OSError:
+            return await self._do(tty.modem)
+        except (OSError, BackendError):
             return Modem.NONE
-        (bits,) = struct.unpack("I", raw)
-        found = Modem.NONE
-        for bit, line in _MODEM.items():
-            if bits & bit:
-                found |= line
-        return found
 
     async def close(self) -> None:
-        """Close the device. What it did not take yet is thrown away, or closing could last long."""
-        line, self._serial = self._serial, None
+        """Close the device."""
+        device, self._device = self._device, None
         if self._stream is not None:
             self._stream.detach()
             self._stream = None
-        if line is not None:
-            try:
-                async with asyncio.timeout(CLOSE_SECONDS):
-                    await in_own_thread(lambda: _close(line))
-            except TimeoutError:
-                log.warning("%s does not let itself be closed", self._path)
+        if device is None:
+            return
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await in_own_thread(device.close)
+        except TimeoutError:
+            log.warning("%s does not let itself be closed", self._path)
 
     async def returned(self) -> None:
         """Wait until the device appears, if it is away."""
         await appeared(self._path)
 
-    def _open(self) -> serial.Serial:
-        import serial
-
-        line = serial.Serial()
-        line.port = str(self._path)
-        line.exclusive = True
-        line.timeout = line.write_timeout = 0
-        line.dtr, line.rts = self._dtr, self._rts
+    def _open(self) -> tuple[int, _Device]:
         try:
-            _apply(line, self._settings)
-            line.open()
-            # Else nothing to read and nobody to read from look the same.
-            attributes = termios.tcgetattr(line.fileno())
-            attributes[6][_VMIN], attributes[6][_VTIME] = 1, 0
-            termios.tcsetattr(line.fileno(), termios.TCSANOW, attributes)
-        except (serial.SerialException, OSError, ValueError, termios.error) as error:
-            line.close()
+            descriptor = tty.open_device(str(self._path), exclusive=self.exclusive)
+        except OSError as error:
             raise BackendError(self._why_not(error)) from error
-        return line
+        device = _Device(descriptor)
+        try:
+            if self.exclusive and (user := _user_of(self._path, but=descriptor)) is not None:
+                # Such as a getty, which locks nothing: each of us would get half of the bytes.
+                raise BackendError(f"{self._path} is in use by {user}")
+            tty.apply(descriptor, self._settings)
+            tty.set_lines(descriptor, dtr=self._dtr, rts=self._rts)
+        except (OSError, ValueError) as error:
+            device.close()
+            raise BackendError(self._why_not(error)) from error
+        except BaseException:
+            device.close()
+            raise
+        return descriptor, device
 
-    def _why_not(self, error: Exception) -> str:
-        number = getattr(error, "errno", None)
-        if number == errno.ENOENT:
-            return f"{self._path} is not there"
-        if number in (errno.EWOULDBLOCK, errno.EBUSY):
-            return f"{self._path} is in use by {_user_of(self._path)}"
-        if number == errno.EACCES:
-            return (
-                f"{self._path} may not be opened: the console server needs to be in the group of the device"
-            )
-        if number in (errno.EIO, errno.ENXIO, errno.ENODEV):
-            return f"{self._path} does not work: {os.strerror(number)}"
-        if isinstance(error, ValueError) or number is None:
-            return f"{self._path} cannot be set to {self._settings}: {_reason(error)}"
-        return f"{self._path} cannot be opened: {os.strerror(number)}"
+    def _why_not(self, error: OSError | ValueError) -> str:
+        if isinstance(error, ValueError):
+            return f"{self._path} does not do {self._settings}: {error}"
+        match error.errno:
+            case errno.ENOENT:
+                return f"{self._path} is not there"
+            case errno.EWOULDBLOCK | errno.EBUSY:
+                return f"{self._path} is in use by {_user_of(self._path) or 'another program'}"
+            case errno.EACCES:
+                need = "the console server needs to be in the group of the device"
+                return f"{self._path} may not be opened: {need}"
+            case errno.EIO | errno.ENXIO | errno.ENODEV:
+                return f"{self._path} does not work: {why(error)}"
+            case errno.ENOTTY:
+                return f"{self._path} is no serial line"
+            case _:
+                return f"{self._path} cannot be opened: {why(error)}"
+
+    async def _do(
+        self, act: Callable[Concatenate[int, _P], _T], *arguments: _P.args, **more: _P.kwargs
+    ) -> _T:
+        """Do something with the device that may last."""
+        if (device := self._device) is None:
+            raise BackendError(f"{self._path} is not open")
+        try:
+            async with asyncio.timeout(ACT_SECONDS):
+                return await in_own_thread(lambda: device.do(act, *arguments, **more))
+        except TimeoutError as error:
+            raise BackendError(f"{self._path} did not react within {ACT_SECONDS:g} s") from error
 
     async def _drained(self) -> None:
-        """Wait until all that was written has left; tcdrain would hold up everything."""
+        """Wait until all that was written has left."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + _DRAIN_SECONDS
-        while loop.time() < deadline:
-            try:
-                raw = fcntl.ioctl(self._open_serial().fileno(), termios.TIOCOUTQ, struct.pack("i", 0))
-            except OSError as error:
-                raise BackendError(f"{self._path}: {why(error)}") from error
-            if struct.unpack("i", raw)[0] == 0:
-                return
-            await asyncio.sleep(_DRAIN_LOOK)
-        raise BackendError(f"{self._path} takes nothing: the other side holds it up by flow control")
+        try:
+            # Were the system to wait for this, nobody could make it stop.
+            while tty.waiting(self._opened().descriptor):
+                if loop.time() > deadline:
+                    raise BackendError(
+                        f"{self._path} takes nothing: the other side holds it up by flow control"
+                    )
+                await asyncio.sleep(_DRAIN_LOOK)
+            # What is in the chip is on its way.
+            await self._do(tty.drain)
+        except OSError as error:
+            raise BackendError(f"{self._path}: {why(error)}") from error
 
-    def _open_serial(self) -> serial.Serial:
-        if self._serial is None:
-            raise BackendError(f"{self._path} is not open")
-        return self._serial
-
-    def _open_stream(self) -> DescriptorStream:
+    def _opened(self) -> DescriptorStream:
         if self._stream is None:
             raise BackendError(f"{self._path} is not open")
         return self._stream
@@ -244,6 +266,8 @@ class SerialBackend(Base):
 
 class PtyBackend(SerialBackend):
     """A pseudoterminal that another program made: a line without speed, lines and break."""
+
+    exclusive = False
 
     def __init__(self, port: PtyPort) -> None:
         super().__init__(SerialPort(device=port.path))
@@ -262,48 +286,39 @@ class PtyBackend(SerialBackend):
         await Base.send_break(self, seconds)
 
 
-def _apply(line: serial.Serial, settings: LineSettings) -> None:
-    line.apply_settings(
-        {
-            "baudrate": settings.speed,
-            "bytesize": settings.data_bits,
-            "parity": settings.parity,
-            "stopbits": settings.stop_bits if settings.stop_bits == 1.5 else int(settings.stop_bits),
-            "xonxoff": settings.flow is Flow.XONXOFF,
-            "rtscts": settings.flow is Flow.RTSCTS,
-            "dsrdtr": settings.flow is Flow.DSRDTR,
-        }
-    )
+def _close_late(opened: tuple[int, _Device]) -> None:
+    opened[1].close()
 
 
-def _reason(error: Exception) -> str:
-    # Errors of termios have the number first, as if they were of the system.
-    return printable(str(error.args[-1] if error.args else error))
+def _reason(error: OSError | ValueError) -> str:
+    return why(error) if isinstance(error, OSError) else str(error)
 
 
-def _close(line: serial.Serial) -> None:
-    with suppress(OSError, termios.error):
-        termios.tcflush(line.fileno(), termios.TCOFLUSH)
-    with suppress(OSError):
-        line.close()
-
-
-def _user_of(device: Path) -> str:
-    """Return which program has a device open, as far as we may know."""
-    real = os.path.realpath(device)
-    if _has_open(Path("/proc/self"), real):
+def _user_of(device: Path, but: int = -1) -> str | None:
+    """Return which program has a device open, as far as we may know, other than by our descriptor ``but``."""
+    real, us = os.path.realpath(device), str(os.getpid())
+    if any(number != str(but) for number in _open_in(us, real)):
         return "another console of this server"
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and _has_open(process, real):
+    for process in os.listdir("/proc"):  # noqa: PTH208  # there may be ten thousands of files: Path takes seconds
+        if process.isdigit() and process != us and _open_in(process, real):
             with suppress(OSError):
-                name = (process / "comm").read_text().strip()
-                return f"{printable(name)} (process {process.name})"
-    return "another program"
+                # A child of ours has all that we have until it becomes the program that it is to run.
+                if f"\nPPid:\t{us}\n" not in Path(f"/proc/{process}/status").read_text():
+                    return (
+                        f"{printable(Path(f'/proc/{process}/comm').read_text().strip())} (process {process})"
+                    )
+    return None
 
 
-def _has_open(process: Path, real: str) -> bool:
+def _open_in(process: str, real: str) -> list[str]:
+    """Return the numbers of the descriptors by which a process has a file open."""
+    directory, found = f"/proc/{process}/fd/", []
     try:
-        return any(os.path.realpath(link) == real for link in (process / "fd").iterdir())
+        for number in os.listdir(directory):  # noqa: PTH208
+            with suppress(FileNotFoundError):
+                if os.readlink(directory + number) == real:  # noqa: PTH115
+                    found.append(number)
     except OSError:
         # Gone meanwhile, or not to be looked into.
-        return False
+        return []
+    return found

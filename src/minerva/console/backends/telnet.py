@@ -227,7 +227,7 @@ class Rfc2217Backend(TelnetBackend):
         """Return whether DTR and RTS are asserted."""
         return self._dtr, self._rts
 
-    def modem(self) -> Modem:
+    async def modem(self) -> Modem:
         """Return the lines that the device asserts, as the server told us last."""
         return self._modem
 

@@ -368,11 +368,11 @@ class _TelnetConnection(_Connection):
         except HubError as error:
             log.info("console %s: %s", self._hub.name, error)
 
-    def _modem(self) -> Modem:
+    async def _modem(self) -> Modem:
         if self._hub.state in (State.DOWN, State.UNKNOWN):
             return Modem.NONE
         line = self._real_line()
-        return _READY if line is None else line.modem()
+        return _READY if line is None else await line.modem()
 
     async def _watch_modem(self) -> None:
         while True:
@@ -381,7 +381,7 @@ class _TelnetConnection(_Connection):
 
     async def _tell_modem(self) -> None:
         """Tell how the modem lines are, if the tool wants to know and they have changed."""
-        now, told = self._modem(), self._modem_told
+        now, told = await self._modem(), self._modem_told
         self._modem_told = now
         if told is not None and not (now ^ told).value & self._modem_mask:
             return
