@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 from dataclasses import replace
 from ipaddress import IPv6Address
 from types import SimpleNamespace
@@ -107,7 +108,7 @@ class World:
             number=1,
             name="eth0",
             index=2,
-            namespace=SimpleNamespace(name="link"),
+            namespace=SimpleNamespace(name="link", entered=nullcontext),
             netlink=FakeNetlink(),
             link_local=OURS,
         )
@@ -115,9 +116,13 @@ class World:
         self.later: list[Coroutine[Any, Any, None]] = []
         self.plane = KernelDataPlane(self.acp, self.told.append, self.later.append, BYTES)  # type: ignore[arg-type]
 
-    async def attach(self, number: int = 1, peer: IPv6Address = PEER) -> Channel:
+    async def attach(self, number: int = 1, peer: IPv6Address = PEER, *, in_udp: bool = False) -> Channel:
         """Attach a channel."""
-        channel = Channel(number, self.port, peer, "peer", f"acp_{number}", OTHER, mtu=1426)  # type: ignore[arg-type]
+        channel = Channel(
+            *(number, self.port, peer, "peer", f"acp_{number}", OTHER),  # type: ignore[arg-type]
+            mtu=1426,
+            in_udp=in_udp,
+        )
         await self.plane.attach(channel)
         return channel
 
@@ -401,5 +406,63 @@ def test_an_interface_that_is_gone_is_a_fault(world: World, monkeypatch: pytest.
         assert world.told == [m.ChannelFault(3, "its interface is gone")]
         watching.cancel()
         assert len(channels) == 3
+
+    run(test())
+
+
+class FakeSocket:
+    """A socket of which only matters whether it is there."""
+
+    def __init__(self, *_: object) -> None:
+        self.closed = False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_with_esp_in_udp_there_is_one_socket_a_link_and_sas_say_so(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opened for the first channel that needs it, closed with the last one."""
+    opened: list[FakeSocket] = []
+
+    def open_socket(*_: object) -> FakeSocket:
+        opened.append(FakeSocket())
+        return opened[-1]
+
+    monkeypatch.setattr(kernel_data_plane.sockets, "esp_in_udp_socket", open_socket)
+
+    async def test() -> None:
+        plain = await world.attach(1)
+        assert opened == []
+        wrapped = [await world.attach(number, peer, in_udp=True) for number, peer in ((2, OTHER), (3, PEER))]
+        assert len(opened) == 1
+        for number in (1, 2, 3):
+            world.plane.add_keys(keys(300 + number, 400 + number, channel=number))
+        assert [sa.udp_port for sa in world.xfrm[-1].added] == [0, 0, 4500, 4500, 4500, 4500]
+        for channel in (plain, wrapped[0]):
+            world.plane.detach(channel)
+        assert not opened[0].closed
+        world.plane.detach(wrapped[1])
+        assert opened[0].closed
+        await world.do_later()
+
+    run(test())
+
+
+def test_a_kernel_that_does_not_take_esp_in_udp_leaves_no_channel(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> FakeSocket:
+        raise OSError(92, "Protocol not available")
+
+    monkeypatch.setattr(kernel_data_plane.sockets, "esp_in_udp_socket", refuse)
+
+    async def test() -> None:
+        with pytest.raises(OSError, match="not available"):
+            await world.attach(in_udp=True)
+        assert world.xfrm[-1].closed
+        assert world.xfrm[-1].policies == {}
+        await world.do_later()
 
     run(test())

@@ -19,13 +19,14 @@ def test_inner_mtu(link: int, inner: int) -> None:
     assert inner_mtu(link) == inner
 
 
-@pytest.mark.parametrize("link", range(MIN_LINK_MTU, MIN_LINK_MTU + 300))
-def test_largest_inner_packet_fits_and_the_next_does_not(link: int) -> None:
+@pytest.mark.parametrize("in_udp", [False, True])
+@pytest.mark.parametrize("link", range(MIN_LINK_MTU + 8, MIN_LINK_MTU + 300))
+def test_largest_inner_packet_fits_and_the_next_does_not(link: int, in_udp: bool) -> None:
     def outer_size(inner: int) -> int:
-        return 40 + 8 + 8 + inner + len(TRAILERS[inner & 3]) + 16
+        return 40 + (8 if in_udp else 0) + 8 + 8 + inner + len(TRAILERS[inner & 3]) + 16
 
-    assert outer_size(inner_mtu(link)) <= link
-    assert outer_size(inner_mtu(link) + 1) > link
+    assert outer_size(inner_mtu(link, in_udp=in_udp)) <= link
+    assert outer_size(inner_mtu(link, in_udp=in_udp) + 1) > link
 
 
 def test_link_too_small_for_ipv6() -> None:
@@ -34,6 +35,9 @@ def test_link_too_small_for_ipv6() -> None:
     assert ((MIN_LINK_MTU - 1 - 72) & ~3) - 2 < 1280
     with pytest.raises(EspError, match="raise it to 1356"):
         inner_mtu(MIN_LINK_MTU - 1)
+    assert inner_mtu(MIN_LINK_MTU + 8, in_udp=True) == inner_mtu(MIN_LINK_MTU)
+    with pytest.raises(EspError, match="raise it to 1364"):
+        inner_mtu(MIN_LINK_MTU + 7, in_udp=True)
 
 
 def test_trailers() -> None:

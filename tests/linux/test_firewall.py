@@ -1,10 +1,11 @@
-"""The policy of a link for multicast DNS: what passes while there is a pledge, and what else."""
+"""The policy of a link: what passes of multicast DNS while there is a pledge, and between ports 4500."""
 
 from __future__ import annotations
 
 import select
 import socket
 import struct
+from collections.abc import Iterator
 from ipaddress import IPv6Address
 
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from minerva.brski.pledge.constants import MDNS_GROUP, MDNS_PORT
 from minerva.brski.pledge.dns import Message, Question, Type, name_of
 from minerva.linux import sockets
-from minerva.linux.firewall import link_policy, pledge_rules
+from minerva.linux.firewall import MARKED_IKE_PORT, link_policy, pledge_rules
 from minerva.linux.namespace import Namespace
 from minerva.linux.nftables import Nftables
 from tests.linux.test_sockets import wait_for_routes, wire  # noqa: F401
@@ -93,3 +94,95 @@ def test_multicast_dns_is_open_for_a_pledge_only(wire: tuple[Namespace, Namespac
     assert not ends.goes_out(str(REMOTE))
     ends.ours.close()
     ends.theirs.close()
+
+
+NAT_T = 4500
+MARKER = bytes(4)
+IKE, LONG_IKE = (b"\1" * 8 + b"\2" * 8 + bytes(size) for size in (100, 1500))
+ESP = b"\0\0\1\0" + bytes(60)
+
+
+class Encapsulated:
+    """A node's sockets behind the policy, and those of a neighbour: one on port 4500, one beside."""
+
+    def __init__(self, neighbour: Namespace, link: Namespace) -> None:
+        with link.entered():
+            with Nftables() as nftables:
+                nftables.run(link_policy("b0", LOCAL, udp_encapsulation=True))
+            self.index = socket.if_nametoindex("b0")
+            self.ike = sockets.udp_socket("b0", MARKED_IKE_PORT)
+            self.esp = sockets.esp_socket("b0", self.index, LOCAL, REMOTE, udp_port=NAT_T)
+        with neighbour.entered():
+            self.there = socket.if_nametoindex("a0")
+            self.peer, self.beside = (sockets.udp_socket("a0", port) for port in (NAT_T, 1024))
+        self.all = (self.ike, self.esp, self.peer, self.beside)
+
+    def gets(self, data: bytes, *, port: int = NAT_T, sender: socket.socket | None = None) -> str:
+        """Return which of the node's sockets gets what the neighbour sends."""
+        (sender or self.peer).sendto(data, (DIRECT, port, 0, self.there))
+        readable, _, _ = select.select([self.ike, self.esp], [], [], 0.3)
+        if not readable:
+            return ""
+        assert readable[0].recv(2000) == data
+        return "ike" if readable[0] is self.ike else "esp"
+
+
+@pytest.fixture
+def encapsulated(wire: tuple[Namespace, Namespace]) -> Iterator[Encapsulated]:  # noqa: F811
+    ends = Encapsulated(*wire)
+    yield ends
+    for sock in ends.all:
+        sock.close()
+
+
+def test_ike_and_esp_on_port_4500_each_have_their_socket(encapsulated: Encapsulated) -> None:
+    """By the marker of RFC 3948, also in fragments; keepalives have none."""
+    ends = encapsulated
+    for _ in range(2):
+        assert ends.gets(MARKER + IKE) == ends.gets(MARKER + LONG_IKE) == "ike"
+        assert ends.gets(ESP) == "esp"
+    assert ends.gets(MARKER) == "ike"
+    for nothing in (b"\xff", b"", bytes(3)):
+        assert ends.gets(nothing) == ""
+    assert ends.gets(ESP, sender=ends.beside) == ""
+    assert ends.gets(MARKER + IKE, sender=ends.beside) == ""
+    assert ends.gets(MARKER + IKE, port=MARKED_IKE_PORT) == ""
+
+
+def test_what_leaves_is_from_port_4500(encapsulated: Encapsulated) -> None:
+    ends = encapsulated
+    assert ends.gets(ESP) == "esp", "the neighbour is known"
+    ends.esp.send(ESP)
+    # A link's own interface has no other address, but this one has one that the kernel gave it.
+    source = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, LOCAL.packed + struct.pack("@I", ends.index))
+    ends.ike.sendmsg([MARKER + LONG_IKE], [source], 0, (str(REMOTE), NAT_T, 0, ends.index))
+    for expected in (ESP, MARKER + LONG_IKE):
+        assert select.select([ends.peer], [], [], 1)[0]
+        data, (_, port, *_) = ends.peer.recvfrom(2000)
+        assert data == expected
+        assert port == NAT_T
+    with pytest.raises(PermissionError):
+        ends.ike.sendmsg([MARKER + IKE], [source], 0, (str(REMOTE), 1024, 0, ends.index))
+
+
+def test_first_messages_are_limited_in_both_ports_together(encapsulated: Encapsulated) -> None:
+    """What the limit lets through of them, and nothing of what is no first message."""
+    ends = encapsulated
+    first = MARKER + b"\1" * 8 + bytes(20)
+    for _ in range(1000):
+        ends.peer.sendto(first, (DIRECT, NAT_T, 0, ends.there))
+    got = 0
+    while select.select([ends.ike], [], [], 0.3)[0]:
+        ends.ike.recv(100)
+        got += 1
+    assert 150 <= got <= 400
+    assert ends.gets(MARKER + IKE) == "ike"
+
+
+def test_by_default_port_4500_is_closed(wire: tuple[Namespace, Namespace]) -> None:  # noqa: F811
+    ends = Encapsulated(*wire)
+    with wire[1].entered(), Nftables() as nftables:
+        nftables.run("flush ruleset\n" + link_policy("b0", LOCAL))
+    assert ends.gets(ESP) == ends.gets(MARKER + IKE) == ""
+    for sock in ends.all:
+        sock.close()

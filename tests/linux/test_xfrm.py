@@ -8,6 +8,7 @@ import re
 import struct
 import subprocess
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv6Address
 from pathlib import Path
 
@@ -39,6 +40,7 @@ VECTORS = {
     [
         ("state-in", xfrm.encode_sa(INBOUND, KEY)),
         ("state-out", xfrm.encode_sa(OUTBOUND, KEY)),
+        ("state-out-udp", xfrm.encode_sa(replace(OUTBOUND, soft_bytes=xfrm.UNLIMITED, udp_port=4500), KEY)),
         ("policy-in", xfrm.encode_policy(Direction.IN, THEIRS, OURS, IF_ID, 0)),
         ("policy-out", xfrm.encode_policy(Direction.OUT, OURS, THEIRS, IF_ID, 0x202)),
         ("policy-delete", xfrm.encode_policy_id(Direction.OUT, IF_ID)),
