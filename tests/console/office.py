@@ -17,6 +17,7 @@ from minerva.console.config import Config, from_table
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.ssh import SshFront
 from minerva.console.hub import Hub
+from minerva.console.listeners import Connections
 from minerva.console.power import PowerAction, PowerState
 from minerva.console.throttle import Throttle
 
@@ -135,6 +136,7 @@ class SshOffice(Office):
             throttle=self.throttle,
         )
         self.port = 0
+        self.connections = Connections()
         self._tasks: list[asyncio.Task[None]] = []
         self._sockets: list[socket.socket] = []
 
@@ -146,7 +148,8 @@ class SshOffice(Office):
         sock.bind((address, 0))
         sock.listen(64)
         self._sockets.append(sock)
-        self._tasks.append(asyncio.get_running_loop().create_task(self.front.serve(sock, console)))
+        serving = self.front.serve(sock, self.connections, console)
+        self._tasks.append(asyncio.get_running_loop().create_task(serving))
         return int(sock.getsockname()[1])
 
     async def __aenter__(self) -> SshOffice:

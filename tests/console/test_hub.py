@@ -624,6 +624,7 @@ class HubMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.stream = b""
+        self.oldest = 0
         self.all: list[Party] = []
         self.here: list[Party] = []
         self.holder: Party | None = None
@@ -658,7 +659,15 @@ class HubMachine(RuleBasedStateMachine):
         calls = {party: party.calls + (party.asleep and bool(data)) for party in self.here}
         self.hub.output(data, self.now)
         self.stream += data
+        self.oldest = max(self.oldest, len(self.stream) - self.ring_size)
         assert {party: party.calls for party in self.here} == calls
+
+    @rule(ring_size=st.integers(1, 30))
+    def has_another_ring(self, ring_size: int) -> None:
+        self.hub.resize(ring_size)
+        self.ring_size = ring_size
+        self.oldest = max(self.oldest, len(self.stream) - ring_size)
+        assert self.hub.tail(100) == self.stream[self.oldest :]
 
     @rule(limit=st.integers(1, 20), part=st.integers(0, 20))
     def takes(self, limit: int, part: int) -> None:
@@ -708,7 +717,7 @@ class HubMachine(RuleBasedStateMachine):
         )
         party = Party(attachment, may_write or write)
         party.asleep = True
-        expected = len(self.stream) - min(replay or 0, self.ring_size, len(self.stream))
+        expected = max(self.oldest, len(self.stream) - (replay or 0))
         assert expected <= attachment.start <= len(self.stream)
         if attachment.start != expected:
             assert self.stream[attachment.start - 1 : attachment.start] == b"\n"

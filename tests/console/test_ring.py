@@ -25,6 +25,27 @@ def test_it_has_the_last_bytes_at_their_offsets(size: int, chunks: list[bytes], 
         assert ring.tail(length) == everything[ring.oldest :][-length:]
 
 
+@given(
+    sizes=st.lists(st.integers(1, 40), min_size=2, max_size=12),
+    chunks=st.lists(st.binary(max_size=60), min_size=12, max_size=12),
+)
+def test_its_size_can_be_changed(sizes: list[int], chunks: list[bytes]) -> None:
+    """What is here stays, as far as there is room; what was let go before is not said to be here."""
+    ring = Ring(sizes[0])
+    everything = b""
+    oldest = 0
+    for size, chunk in zip(sizes, chunks, strict=False):
+        ring.resize(size)
+        oldest = max(oldest, len(everything) - size)
+        assert (ring.oldest, ring.total) == (oldest, len(everything))
+        assert ring.tail(100) == everything[oldest:]
+        ring.append(chunk)
+        everything += chunk
+        oldest = max(oldest, len(everything) - size)
+        assert ring.oldest == oldest
+        assert ring.tail(100) == everything[oldest:]
+
+
 @pytest.mark.parametrize(("start", "end"), [(1, 3), (2, 7), (5, 4)])
 def test_what_is_not_here_cannot_be_had(start: int, end: int) -> None:
     ring = Ring(4)
@@ -53,3 +74,5 @@ def test_what_is_shared_is_not_what_came_later_to_the_same_place() -> None:
 def test_a_ring_needs_a_size() -> None:
     with pytest.raises(ValueError, match="at least one byte"):
         Ring(0)
+    with pytest.raises(ValueError, match="at least one byte"):
+        Ring(1).resize(0)

@@ -75,7 +75,8 @@ def test_a_reload_touches_only_what_is_different(serving: Serving) -> None:
             serving.ports["sh"]["description"] = "another one"
             serving.extra = '[console.alerts.boo]\npattern = "boo"\n'
             serving.write()
-            assert serving.ask("reload") == {"added": ["new"], "removed": ["gone"], "changed": ["sh"]}
+            found = serving.ask("reload")
+            assert found == {"added": ["new"], "removed": ["gone"], "changed": ["sh"], "reconnected": []}
             leaving.settimeout(10)
             while leaving.recv(4096):
                 pass

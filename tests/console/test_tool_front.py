@@ -19,6 +19,7 @@ from minerva.console.events import BreakAsked, Typed
 from minerva.console.fronts import telnet as front
 from minerva.console.fronts.telnet import ToolFront
 from minerva.console.hub import RING_SIZE, Hub, Mode, State
+from minerva.console.listeners import Connections
 from minerva.console.port_config import Rfc2217Port
 from minerva.console.runner import Runner
 from minerva.console.telnet import BINARY, BRK, COM_PORT, DO, ECHO, IAC, SB, SE, SUPPRESS_GO_AHEAD, WILL
@@ -81,21 +82,23 @@ class Port:
 
 @asynccontextmanager
 async def tools(
-    device: Device, *, telnet: bool, may: Callable[[str], bool] = lambda _: True, wait: float = 0.01
+    device: Device, *, telnet: bool, may: Callable[[str, str], bool] = lambda *_: True, wait: float = 0.01
 ) -> AsyncIterator[Port]:
     """A console with a port for tools."""
     notes = Notes()
     runner = Runner(Hub("lab"), device, [notes], backoff=Backoff(wait, wait))
     runner.start()
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        served = ToolFront(runner, user="tools", telnet=telnet, may=may, break_seconds=0.3)
-        task = asyncio.ensure_future(served.serve(listener))
+        served = ToolFront(runner, user=lambda: "tools", telnet=telnet, may=may, break_seconds=lambda: 0.3)
+        connections = Connections()
+        task = asyncio.ensure_future(served.serve(listener, connections))
         try:
             await until(lambda: runner.hub.state is State.CONNECTED, "the console is up")
             yield Port(device, runner, listener.getsockname()[1], notes)
         finally:
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
+            await connections.close()
             await runner.stop()
             assert runner.hub.who() == ()
 
@@ -161,7 +164,7 @@ def test_a_second_tool_waits_until_the_first_has_left_and_loses_nothing() -> Non
 def test_who_may_only_look_types_nothing() -> None:
     async def scenario() -> None:
         device = Device()
-        async with tools(device, telnet=False, may=lambda action: action == "view") as port:
+        async with tools(device, telnet=False, may=lambda _, action: action != "write") as port:
             reader, writer = await port.connect()
             writer.write(b"typed" * 1000)
             await until(lambda: len(port.hub.who()) == 1, "it is attached")
@@ -177,7 +180,7 @@ def test_who_may_only_look_types_nothing() -> None:
 
 def test_who_may_not_even_look_is_sent_away() -> None:
     async def scenario() -> None:
-        async with tools(Device(), telnet=False, may=lambda _: False) as port:
+        async with tools(Device(), telnet=False, may=lambda *_: False) as port:
             reader, writer = await port.connect()
             assert await reader.read() == b""
             await leave(writer)
@@ -300,6 +303,26 @@ def test_pyserial_on_a_serial_line() -> None:
             assert device.settings == LineSettings()
             (asked,) = [event for event in port.notes.events if isinstance(event, BreakAsked)]
             assert 0.05 <= asked.seconds < 2
+
+    asyncio.run(scenario())
+
+
+def test_what_a_tool_has_set_is_not_undone_on_another_line() -> None:
+    """The console is reached by another line since, whose settings are the configuration's."""
+
+    async def scenario() -> None:
+        before, after = Line(), Line()
+        async with tools(before, telnet=True) as port:
+            client = Rfc2217Backend(Rfc2217Port(host="127.0.0.1", port=port.number, speed=9600))
+            await client.open()
+            await until(lambda: before.settings.speed == 9600, "the tool has set the speed")
+            await port.runner.pause("another line")
+            port.runner.backend = after
+            port.runner.start()
+            await until(lambda: port.hub.state is State.IN_USE, "the other line is up")
+            await client.close()
+            await until(lambda: port.hub.who() == (), "it is gone")
+            assert (before.settings.speed, after.heard) == (9600, [])
 
     asyncio.run(scenario())
 

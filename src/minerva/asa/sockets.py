@@ -35,6 +35,10 @@ class AcpSocketError(MinervaError):
     """The node does not give the socket: why."""
 
 
+class NoAcp(AcpSocketError):
+    """There is no node on this machine now that is in a domain."""
+
+
 @dataclass(frozen=True, slots=True)
 class AcpSocket:
     """A socket of the ACP, and the connection with the node that lives as long as it is good for anything.
@@ -95,7 +99,7 @@ def _ask(request: dict[str, Any], run_dir: Path | None) -> AcpSocket:
         raise
     except (FileNotFoundError, ConnectionRefusedError) as error:
         life.close()
-        raise AcpSocketError(
+        raise NoAcp(
             f"no member of a domain runs with the run directory {directory}; start one with 'minerva connect'"
         ) from error
     except PermissionError as error:

@@ -223,6 +223,10 @@ class Hub:
             self._ring.append(data)
             self._wake()
 
+    def resize(self, ring_size: int) -> None:
+        """Keep so many bytes from now on; who is too far behind for fewer finds a gap."""
+        self._ring.resize(ring_size)
+
     def to_upstream(self, limit: int = READ_SIZE) -> bytes:
         """Return what is to be written to the device next; say :meth:`written` when it has been.
 
@@ -333,8 +337,9 @@ class Hub:
         """
         total, position = self._ring.total, attachment._position
         end = total if attachment.end is None else attachment.end
-        if position < end and total - position > attachment._limit:
-            lost = min(end, total - attachment._limit // 2) - position
+        oldest, limit_behind = self._ring.oldest, min(attachment._limit, self._ring.size)
+        if position < end and position < max(oldest, total - limit_behind):
+            lost = min(end, max(oldest, total - limit_behind // 2)) - position
             attachment._position += lost
             attachment.lost += lost
             self.bytes_lost += lost

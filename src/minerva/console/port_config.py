@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Final, TypeVar
 
 from minerva.console.hub import MAX_BREAK_SECONDS, RING_SIZE
@@ -126,6 +126,14 @@ class Port:
     def line(self) -> str:
         """What only one console can have: the device, the socket, the BMC. Empty if there is none."""
         return ""
+
+    def same_line(self, other: Port) -> bool:
+        """Return whether the device is reached in the same way with other settings.
+
+        What every console has can be changed while there is a connection; what its kind has cannot.
+        """
+        common = {each.name: getattr(self, each.name) for each in fields(Port)}
+        return type(self) is type(other) and replace(other, **common) == self
 
     def check(self, where: str) -> None:
         """Raise UsageError if the settings do not go together."""

@@ -309,6 +309,12 @@ class _File:
             self._descriptor = -1
 
 
+def check_records(settings: Records) -> None:
+    """Raise RecordError if records cannot be made as the settings say."""
+    if settings.compress == "zstd":
+        record_files.zstd()
+
+
 class Archive:
     """The records of all consoles in one directory: hands out recorders, and has the threads.
 
@@ -316,8 +322,7 @@ class Archive:
     """
 
     def __init__(self, directory: Path, settings: Records, clock: Clock | None = None) -> None:
-        if settings.compress == "zstd":
-            record_files.zstd()
+        check_records(settings)
         record_files.make_directory(directory)
         self.directory = directory
         self._settings = settings
@@ -360,8 +365,7 @@ class Archive:
 
     def update(self, settings: Records) -> None:
         """Take other settings; which consoles are recorded is asked by :meth:`recorder` alone."""
-        if settings.compress == "zstd":
-            record_files.zstd()
+        check_records(settings)
         with self._lock:
             self._settings = settings
             for recorder in self._recorders.values():

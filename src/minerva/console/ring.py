@@ -10,7 +10,7 @@ class Ring:
     The memory grows with what has come, up to ``size``.
     """
 
-    __slots__ = ("_buffer", "_last", "_last_start", "size", "total")
+    __slots__ = ("_buffer", "_first", "_last", "_last_start", "size", "total")
 
     def __init__(self, size: int) -> None:
         if size < 1:
@@ -19,13 +19,14 @@ class Ring:
         self.total = 0
         """How many bytes ever came: the offset of the next one."""
         self._buffer = bytearray()
+        self._first = 0  # what came before that is not here, although there would be room
         self._last_start = 0
         self._last = b""
 
     @property
     def oldest(self) -> int:
         """The offset of the oldest byte that is still here."""
-        return max(0, self.total - self.size)
+        return max(self._first, self.total - self.size)
 
     def append(self, data: bytes) -> None:
         """Add bytes; the oldest go when there is no room."""
@@ -39,6 +40,18 @@ class Ring:
         first = min(len(data), size - place)
         self._buffer[place : place + first] = data[:first]
         self._buffer[: len(data) - first] = data[first:]
+
+    def resize(self, size: int) -> None:
+        """Hold another number of bytes from now on; what is here stays, as far as there is room."""
+        if size < 1:
+            raise ValueError("a ring holds at least one byte")
+        kept = self.tail(size)
+        self.size, self._first = size, self.total - len(kept)
+        self._buffer = bytearray(min(size, self.total))
+        place = self._first % size
+        first = min(len(kept), size - place)
+        self._buffer[place : place + first] = kept[:first]
+        self._buffer[: len(kept) - first] = kept[first:]
 
     def slice(self, start: int, end: int) -> bytes:
         """Return the bytes with offsets from ``start`` to before ``end``, all of which must be here."""

@@ -80,8 +80,8 @@ class Runner:
         self._sinks = list(sinks)
         self._failed: set[int] = set()
         self._clock = clock
-        self._input_rate = input_rate
-        self._line_delay = line_delay
+        self.input_rate = input_rate
+        self.line_delay = line_delay
         self._backoff = backoff or Backoff(
             FIRST_DELAY, LONGEST_DELAY, jitter=JITTER, random=random.Random().random
         )
@@ -95,16 +95,21 @@ class Runner:
         if self._task is None:
             self._task = asyncio.get_running_loop().create_task(self._run(), name=f"console {self.hub.name}")
 
-    async def stop(self, reason: str = "the console server ends") -> None:
-        """Give the device up, and end all attachments."""
+    async def pause(self, reason: str) -> None:
+        """Give the device up until :meth:`start`, maybe with another backend; all stay attached."""
         if self._task is not None:
             self._task.cancel()
             with suppress(asyncio.CancelledError):
                 await self._task
             self._task = None
-        now = self._clock()
-        self.hub.upstream_down(reason, now)
-        self.hub.detach_all(reason, now)
+        self._backoff.reset()
+        self.hub.upstream_down(reason, self._clock())
+        self.pump()
+
+    async def stop(self, reason: str = "the console server ends") -> None:
+        """Give the device up, and end all attachments."""
+        await self.pause(reason)
+        self.hub.detach_all(reason, self._clock())
         self.pump()
 
     def add_sink(self, sink: Sink) -> None:
@@ -240,16 +245,16 @@ class Runner:
 
     def _piece(self, data: bytes) -> bytes:
         """Return as much of ``data`` as may be written at once."""
-        if self._input_rate:
-            data = data[: max(1, int(self._input_rate * _PACE_SECONDS))]
-        if self._line_delay and (end := _line_end(data)):
+        if self.input_rate:
+            data = data[: max(1, int(self.input_rate * _PACE_SECONDS))]
+        if self.line_delay and (end := _line_end(data)):
             data = data[:end]
         return data
 
     async def _pace(self, data: bytes) -> None:
-        delay = len(data) / self._input_rate if self._input_rate else 0.0
-        if self._line_delay and _line_end(data) == len(data):
-            delay += self._line_delay
+        delay = len(data) / self.input_rate if self.input_rate else 0.0
+        if self.line_delay and _line_end(data) == len(data):
+            delay += self.line_delay
         if delay:
             await asyncio.sleep(delay)
 

@@ -1,8 +1,11 @@
 """The console server: all that the configuration says, put together, and changed while it runs.
 
 Each console is a hub, a runner on its line, a record, an eye for alerts, and ports of its own; they share
-nothing that one of them could break for the others. A reload compares the consoles one by one: those whose
-settings are the same are not touched, and whoever is attached to them notices nothing.
+nothing that one of them could break for the others.
+
+A reload first makes and opens all that is new, then goes by it: so it is done as a whole, or not at all.
+Those who are attached stay attached. A console gets another connection to its device only if that is reached
+in another way now; all else is changed in its place. New sockets are there before old ones are given up.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import fcntl
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -33,15 +36,18 @@ from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.ssh import SshFront
 from minerva.console.fronts.telnet import ToolFront
 from minerva.console.hub import Hub
-from minerva.console.listeners import Listeners, Listening, Place
+from minerva.console.listeners import Front, Listeners
 from minerva.console.port_config import Port
 from minerva.console.power import Power, make_power
-from minerva.console.records import Archive, Recorder, RecordError
+from minerva.console.records import Archive, Recorder, RecordError, check_records
 from minerva.console.runner import Runner
 from minerva.console.throttle import Throttle
 from minerva.core.errors import MinervaError
 
 if TYPE_CHECKING:
+    import ssl
+
+    from minerva.console.backends.base import Backend
     from minerva.console.fronts.web import WebFront
 
 log = logging.getLogger(__name__)
@@ -49,7 +55,8 @@ log = logging.getLogger(__name__)
 LOCK: Final = "lock"
 CONTROL_SECONDS: Final = 2.0
 """How often it is looked whether the control socket is there."""
-REMOVED: Final = "the console is no longer configured, or differently"
+REMOVED: Final = "the console is no longer configured"
+CHANGED: Final = "the configuration says another line now"
 END: Final = "the console server ends"
 
 
@@ -68,7 +75,12 @@ class ServedConsole:
         self.power = power
         self.recorder: Recorder | None = None
         self.alerts: AlertSink | None = None
-        self.listening: list[Listening] = []
+
+    def change(self, port: Port, power: Power | None) -> None:
+        """Go by other settings, as far as they are not those of the line."""
+        self.port, self.power = port, power
+        self.runner.input_rate, self.runner.line_delay = port.input_rate, port.line_delay_ms / 1000
+        self.hub.resize(port.ring)
 
     @property
     def description(self) -> str:
@@ -140,8 +152,8 @@ class ConsoleServer:
         self._reloads: set[asyncio.Task[dict[str, list[str]]]] = set()
         self._consoles: dict[str, ServedConsole] = {}
         self._lock = -1
-        self._listeners = Listeners(config.listen, run_dir)
-        self._fronts: dict[str, Listening] = {}
+        self._listeners = Listeners(run_dir)
+        self._web: WebFront | None = None
         self._announcer: Announcer | None = None
         self._stack = contextlib.AsyncExitStack()
 
@@ -173,7 +185,7 @@ class ConsoleServer:
                     "address": place.address,
                     "problem": place.problem,
                 }
-                for place in self._places()
+                for place in self._listeners.places
             ],
             "announced": self._announcer is not None and not self._announcer.problem,
             "announcement_problem": None if self._announcer is None else self._announcer.problem,
@@ -182,12 +194,6 @@ class ConsoleServer:
             "alerts_dropped": self._notifier.dropped,
             "consoles": [self._consoles[name].as_json() for name in self.names()],
         }
-
-    def _places(self) -> list[Place]:
-        listening = [*self._fronts.values()]
-        for console in self._consoles.values():
-            listening += console.listening
-        return [place for one in listening for place in one.places]
 
     # -- its life
 
@@ -217,15 +223,16 @@ class ConsoleServer:
         await self._open_control_socket()
         for console in [self._make(name, port) for name, port in self.config.ports.items()]:
             self._begin(console)
-        self._open_fronts()
+        await self._listeners.use(self.config.listen, self._fronts(self.config, self._consoles, None), {})
+        self._start_announcing()
 
     async def close(self) -> None:
         """End in order: nobody new, then the announcement, the consoles, the records, the audit."""
-        await asyncio.gather(*(listening.close() for listening in self._fronts.values()))
-        self._fronts.clear()
-        await self._stop_announcing()
-        await asyncio.gather(*(self._end(console, END) for console in list(self._consoles.values())))
-        await self._stack.aclose()
+        async with self._reloading:
+            await self._listeners.close()
+            await self._stop_announcing()
+            await asyncio.gather(*(self._end(console, END) for console in list(self._consoles.values())))
+            await self._stack.aclose()
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
@@ -254,33 +261,60 @@ class ConsoleServer:
 
     async def _change(self, new: Config) -> dict[str, list[str]]:
         old = self.config
-        wanted = {
-            name: self._make(name, port)
-            for name, port in new.ports.items()
-            if name not in old.ports or old.ports[name] != port
+        # What can fail, in a place of its own: until all of it is there, nothing has changed.
+        check_records(new.records)
+        added = {name: self._make(name, port) for name, port in new.ports.items() if name not in old.ports}
+        changed = {
+            name: port for name, port in new.ports.items() if name in old.ports and old.ports[name] != port
         }
+        powers = {name: self._make_power(port) for name, port in changed.items()}
+        lines = {
+            name: self._make_backend(name, port)
+            for name, port in changed.items()
+            if not port.same_line(old.ports[name])
+        }
+        kept = {name: console for name, console in self._consoles.items() if name in new.ports}
+        certificate = await self._web_front(new.web).prepare(new.web) if new.web.enabled else None
+        for_fronts = self._fronts(new, kept | added, certificate)
+        opened = await self._listeners.open(new.listen, [front.port for front in for_fronts])
+
+        # What is done now cannot fail.
         self._archive.update(new.records)
         self.config = new
         self.access.use(new)
         self._throttle.failures = self.access.failures
         self._notifier.rules = new.alerts
-        gone = [name for name in old.ports if name not in new.ports or name in wanted]
-        await asyncio.gather(*(self._end(self._consoles[name], REMOVED) for name in gone))
+        if self._web is not None:
+            self._web.use(new.web)
+        gone = [console for name, console in self._consoles.items() if name not in new.ports]
+        for name, port in changed.items():
+            self._consoles[name].change(port, powers[name])
+        await asyncio.gather(
+            *(self._end(console, REMOVED) for console in gone),
+            *(self._consoles[name].runner.pause(CHANGED) for name in lines),
+        )
+        # All that is given up has been before anything is taken: devices may have changed places.
+        for name, backend in lines.items():
+            self._consoles[name].runner.backend = backend
+            self._consoles[name].runner.start()
         for console in self._consoles.values():
             if console.alerts is not None and old.alerts != new.alerts:
                 console.alerts.renew()
             if old.records.ports != new.records.ports:
                 await self._record_again(console)
-        for console in wanted.values():
+        for console in added.values():
             self._begin(console)
-        if (old.listen, old.ssh, old.web, old.announce) != (new.listen, new.ssh, new.web, new.announce):
-            await self._reopen(old)
-        if self._announcer is not None:
+        await self._listeners.use(new.listen, for_fronts, opened)
+        if _announced(old) != _announced(new):
+            await self._stop_announcing()
+            self._start_announcing()
+        elif self._announcer is not None:
             self._announcer.changed()
         found = {
-            "added": sorted(set(new.ports) - set(old.ports)),
-            "removed": sorted(set(old.ports) - set(new.ports)),
-            "changed": sorted(set(wanted) & set(old.ports)),
+            "added": sorted(added),
+            "removed": sorted(console.name for console in gone),
+            "changed": sorted(changed),
+            "reconnected": sorted(lines),
         }
         log.info(
             "the configuration was read again: %s",
@@ -288,26 +322,20 @@ class ConsoleServer:
         )
         return found
 
-    async def _reopen(self, old: Config) -> None:
-        await asyncio.gather(*(listening.close() for listening in self._fronts.values()))
-        await self._stop_announcing()
-        self._fronts.clear()
-        if self.config.listen != old.listen:
-            self._listeners = Listeners(self.config.listen, self.run_dir)
-            for console in self._consoles.values():
-                await asyncio.gather(*(listening.close() for listening in console.listening))
-                console.listening = self._own_ports(console)
-        self._open_fronts()
-
     # -- consoles
 
     def _make(self, name: str, port: Port) -> ServedConsole:
         """Return a console that does nothing yet. Raises UsageError."""
         hub = Hub(name, ring_size=port.ring)
-        backend = make_backend(port, state=self.directory, name=name, dialer=self._dialer)
+        backend = self._make_backend(name, port)
         runner = Runner(hub, backend, input_rate=port.input_rate, line_delay=port.line_delay_ms / 1000)
-        power = None if port.power is None else make_power(port.power, self._dialer)
-        return ServedConsole(name, port, hub, runner, power)
+        return ServedConsole(name, port, hub, runner, self._make_power(port))
+
+    def _make_backend(self, name: str, port: Port) -> Backend:
+        return make_backend(port, state=self.directory, name=name, dialer=self._dialer)
+
+    def _make_power(self, port: Port) -> Power | None:
+        return None if port.power is None else make_power(port.power, self._dialer)
 
     def _begin(self, console: ServedConsole) -> None:
         name, runner = console.name, console.runner
@@ -318,7 +346,6 @@ class ConsoleServer:
         runner.add_sink(console.alerts)
         runner.add_sink(_StateSink(console.hub, self._state_changed))
         runner.start()
-        console.listening = self._own_ports(console)
 
     def _record(self, console: ServedConsole) -> None:
         try:
@@ -340,7 +367,6 @@ class ConsoleServer:
             await asyncio.to_thread(self._archive.end, recorder)
 
     async def _end(self, console: ServedConsole, reason: str) -> None:
-        await asyncio.gather(*(listening.close() for listening in console.listening))
         await console.runner.stop(reason)
         if console.alerts is not None:
             console.alerts.close()
@@ -348,60 +374,72 @@ class ConsoleServer:
             await asyncio.to_thread(self._archive.end, console.recorder)
         del self._consoles[console.name]
 
-    def _own_ports(self, console: ServedConsole) -> list[Listening]:
-        """Open the TCP ports that are of this console alone."""
-        port = console.port
+    # -- fronts
+
+    def _fronts(
+        self,
+        config: Config,
+        consoles: Mapping[str, ServedConsole],
+        certificate: tuple[ssl.SSLContext, bytes] | None,
+    ) -> list[Front]:
+        """Return what is to listen by a configuration. Raises UsageError."""
+        found = []
+        if config.ssh.enabled:
+            found.append(Front("ssh", config.ssh.port, self._ssh.serve))
+        if config.web.enabled:
+            serve, digest = self._web_front(config.web).serve, b""
+            if certificate is not None:
+                serve, digest = partial(serve, context=certificate[0]), certificate[1]
+            found.append(Front("web", config.web.port, serve, digest))
+        for name, port in config.ports.items():
+            found += self._own_fronts(consoles[name], port)
+        return found
+
+    def _own_fronts(self, console: ServedConsole, port: Port) -> list[Front]:
+        """Return those that are of this console alone."""
         found = []
         if port.ssh_port:
             serve = partial(self._ssh.serve, console=console.name)
-            found.append(self._listeners.listen(f"ssh of {console.name}", port.ssh_port, serve))
+            found.append(Front(f"ssh of {console.name}", port.ssh_port, serve))
         for number, telnet in ((port.raw_port, False), (port.telnet_port, True)):
             if number:
                 front = ToolFront(
                     console.runner,
-                    user=port.tools_user,
+                    user=lambda: console.port.tools_user,
                     telnet=telnet,
-                    may=partial(self._tool_may, console, "telnet" if telnet else "tcp"),
-                    break_seconds=console.break_seconds,
+                    may=partial(self._tool_may, console.name, "telnet" if telnet else "tcp"),
+                    break_seconds=lambda: console.break_seconds,
                 )
                 what = f"{'telnet' if telnet else 'raw'} of {console.name}"
-                found.append(self._listeners.listen(what, number, front.serve))
+                found.append(Front(what, number, front.serve))
         return found
 
-    def _tool_may(self, console: ServedConsole, kind: str, role: str) -> bool:
-        identity = Identity(console.port.tools_user, kind)
-        if role != "view":
-            return self.guard.may(identity, Action.WRITE, console.name)
+    def _tool_may(self, console: str, kind: str, user: str, what: str) -> bool:
+        identity = Identity(user, kind)
+        if what != "attach":
+            action = Action.WRITE if what == "write" else Action.ATTACH
+            return self.guard.may(identity, action, console)
         try:
-            self.guard.require(identity, Action.ATTACH, console.name)
+            self.guard.require(identity, Action.ATTACH, console)
         except Refused:
             return False
         return True
 
-    # -- fronts
+    def _web_front(self, settings: Web) -> WebFront:
+        """Return the web page, which is one as long as the server runs: it knows who has logged in."""
+        if self._web is None:
+            from minerva.console.fronts.web import WebFront
 
-    def _open_fronts(self) -> None:
-        """Open what the configuration says. Raises UsageError."""
-        ssh, web = self.config.ssh, self.config.web
-        if ssh.enabled:
-            self._fronts["ssh"] = self._listeners.listen("ssh", ssh.port, self._ssh.serve)
-        if web.enabled:
-            front = self._make_web(web)
-            self._fronts["web"] = self._listeners.listen("web", web.port, front.serve)
-        self._start_announcing()
-
-    def _make_web(self, settings: Web) -> WebFront:
-        from minerva.console.fronts.web import WebFront
-
-        return WebFront(
-            self._desk,
-            self.access,
-            self._throttle,
-            self._tokens,
-            settings,
-            directory=self.directory,
-            records=self.config.records_directory,
-        )
+            self._web = WebFront(
+                self._desk,
+                self.access,
+                self._throttle,
+                self._tokens,
+                settings,
+                directory=self.directory,
+                records=self.config.records_directory,
+            )
+        return self._web
 
     async def _open_control_socket(self) -> None:
         """Open it, and keep it. Raises UsageError, also if another server has it."""
@@ -443,9 +481,8 @@ class ConsoleServer:
     # -- the domain
 
     def _start_announcing(self) -> None:
-        ssh = self.config.ssh.port if self.config.ssh.enabled else 0
-        web = self.config.web.port if self.config.web.enabled else 0
-        if self.config.announce and ACP in self.config.listen and (ssh or web):
+        if (ports := _announced(self.config)) is not None:
+            ssh, web = ports
             self._announcer = Announcer(
                 lambda: {name: console.hub.state for name, console in self._consoles.items()},
                 run_dir=self.run_dir,
@@ -478,3 +515,10 @@ class ConsoleServer:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ServerError(f"another console server runs with the directory {self.directory}") from None
+
+
+def _announced(config: Config) -> tuple[int, int] | None:
+    """Return the ports of SSH and of the web page that are announced; None if nothing is."""
+    ssh = config.ssh.port if config.ssh.enabled else 0
+    web = config.web.port if config.web.enabled else 0
+    return (ssh, web) if config.announce and ACP in config.listen and (ssh or web) else None

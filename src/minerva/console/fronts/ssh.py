@@ -29,6 +29,7 @@ from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.driver import Driver
 from minerva.console.fronts.ssh_keys import KnownKeys, certificate_name, host_keys
+from minerva.console.listeners import Connections
 from minerva.console.menu import Menu, table
 from minerva.console.power import PowerAction
 from minerva.console.session import Ended, Output, Session, Told, to_terminal
@@ -102,28 +103,22 @@ class SshFront:
         asyncssh.set_log_level(logging.WARNING)
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def serve(self, sock: socket.socket, console: str | None = None) -> None:
+    async def serve(self, sock: socket.socket, connections: Connections, console: str | None = None) -> None:
         """Serve a listening socket until cancelled; ``console`` if it is for one console only."""
         loop = asyncio.get_running_loop()
         sock.setblocking(False)
-        mine: set[asyncio.Task[None]] = set()
-        try:
-            while True:
-                try:
-                    peer, address = await loop.sock_accept(sock)
-                except ConnectionAbortedError:
-                    continue
-                except OSError as error:
-                    log.error("SSH: accept: %s", error.strerror)
-                    await asyncio.sleep(_ACCEPT_PAUSE)
-                    continue
-                task = self._accepted(peer, str(address[0]), console)
-                if task is not None:
-                    mine.add(task)
-                    task.add_done_callback(mine.discard)
-        finally:
-            for task in mine:
-                task.cancel()
+        while True:
+            try:
+                peer, address = await loop.sock_accept(sock)
+            except ConnectionAbortedError:
+                continue
+            except OSError as error:
+                log.error("SSH: accept: %s", error.strerror)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            task = self._accepted(peer, str(address[0]), console)
+            if task is not None:
+                connections.add(task)
 
     def close(self) -> None:
         """End all connections."""

@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Final, cast
 
 from minerva.console.backends.base import (
@@ -26,6 +27,7 @@ from minerva.console.backends.base import (
     keep_alive,
 )
 from minerva.console.backends.stream import SocketLine
+from minerva.console.fronts.driver import REVIEW_SECONDS
 from minerva.console.hub import (
     BREAK_SECONDS,
     MAX_BREAK_SECONDS,
@@ -36,6 +38,7 @@ from minerva.console.hub import (
     Mode,
     State,
 )
+from minerva.console.listeners import Connections
 from minerva.console.rfc2217 import (
     CONTROL_OF,
     FLOWS,
@@ -82,16 +85,20 @@ _FLOW_IN: Final = {
 
 
 class ToolFront:
-    """One port of one console. ``may`` says whether the user may "view" or "write"."""
+    """One port of one console.
+
+    ``user()`` is whose rights those have who come now. ``may`` says whether a user may "attach", and while it
+    is attached, "view" and "write".
+    """
 
     def __init__(
         self,
         runner: Runner,
         *,
-        user: str,
+        user: Callable[[], str],
         telnet: bool,
-        may: Callable[[str], bool],
-        break_seconds: float = BREAK_SECONDS,
+        may: Callable[[str, str], bool],
+        break_seconds: Callable[[], float] = lambda: BREAK_SECONDS,
     ) -> None:
         self._runner = runner
         self._user = user
@@ -100,48 +107,44 @@ class ToolFront:
         self._break_seconds = break_seconds
         self._connections: set[asyncio.Task[None]] = set()
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Serve those who connect to ``listener``, until this is cancelled; then all are disconnected."""
+    async def serve(self, listener: socket.socket, connections: Connections) -> None:
+        """Serve those who connect to ``listener``, until this is cancelled."""
         loop = asyncio.get_running_loop()
         listener.setblocking(False)
-        try:
-            while True:
-                try:
-                    sock, address = await loop.sock_accept(listener)
-                except OSError as error:
-                    # Too many files are open, say: those who are here go on.
-                    log.warning("console %s: a connection was not accepted: %s", self._name, error)
-                    await asyncio.sleep(_ACCEPT_PAUSE)
-                    continue
-                self._admit(sock, address)
-        finally:
-            for task in self._connections:
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+        while True:
+            try:
+                sock, address = await loop.sock_accept(listener)
+            except OSError as error:
+                # Too many files are open, say: those who are here go on.
+                log.warning("console %s: a connection was not accepted: %s", self._name, error)
+                await asyncio.sleep(_ACCEPT_PAUSE)
+                continue
+            self._admit(sock, address, connections)
 
     @property
     def _name(self) -> str:
         return self._runner.hub.name
 
-    def _admit(self, sock: socket.socket, address: object) -> None:
+    def _admit(self, sock: socket.socket, address: object, connections: Connections) -> None:
+        user = self._user()
         kind = "telnet" if self._telnet else "tcp"
         source = f"{kind} {address[0]}" if isinstance(address, tuple) else kind
-        if len(self._connections) >= MAX_CONNECTIONS or not self._may("view"):
-            log.warning("console %s: %s from %s is refused", self._name, printable(self._user), source)
+        if len(self._connections) >= MAX_CONNECTIONS or not self._may(user, "attach"):
+            log.warning("console %s: %s from %s is refused", self._name, printable(user), source)
             sock.close()
             return
-        task = asyncio.get_running_loop().create_task(self._connection(sock, source))
+        task = asyncio.get_running_loop().create_task(self._connection(sock, user, source))
+        connections.add(task)
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
 
-    async def _connection(self, sock: socket.socket, source: str) -> None:
+    async def _connection(self, sock: socket.socket, user: str, source: str) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             keep_alive(sock)
         kind = _TelnetConnection if self._telnet else _Connection
         connection = kind(self._runner, sock)
-        writer = self._may("write")
         try:
-            await connection.run(self._user, source, writer, self._break_seconds)
+            await connection.run(user, source, partial(self._may, user), self._break_seconds())
         except Exception as error:
             # One connection must not end the others, nor fail silently.
             log.error("console %s: internal error on a connection", self._name, exc_info=error)
@@ -161,12 +164,12 @@ class _Connection:
         self._room = asyncio.Event()
         self._gap = 0
 
-    async def run(self, user: str, source: str, writer: bool, break_seconds: float) -> None:
-        """Serve it until it leaves."""
-        self._writer, self._break_seconds = writer, break_seconds
+    async def run(self, user: str, source: str, may: Callable[[str], bool], break_seconds: float) -> None:
+        """Serve it until it leaves, or its rights end."""
+        self._writer, self._break_seconds = may("write"), break_seconds
         attachment = self._attachment = self._hub.attach(
             user,
-            mode=Mode.WRITE if writer else Mode.READ,
+            mode=Mode.WRITE if self._writer else Mode.READ,
             queue=RING_SIZE,
             source=source,
             on_readable=self._readable.set,
@@ -177,7 +180,10 @@ class _Connection:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self.begin()
-            tasks = [asyncio.ensure_future(self._to_device()), asyncio.ensure_future(self._to_tool())]
+            tasks = [
+                asyncio.ensure_future(each)
+                for each in (self._to_device(), self._to_tool(), self._review(user, may))
+            ]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -230,6 +236,19 @@ class _Connection:
                 await self._readable.wait()
                 self._readable.clear()
 
+    async def _review(self, user: str, may: Callable[[str], bool]) -> None:
+        """Go by the rights of now, for as long as there are any."""
+        attachment = self._here()
+        while may("view"):
+            if may("write") is not self._writer and attachment.ended is None:
+                self._writer = not self._writer
+                self._hub.allow_write(attachment, self._writer, time.time())
+                if self._writer:
+                    self._hub.request_write(attachment, time.time())
+                self._room.set()
+            await asyncio.sleep(REVIEW_SECONDS)
+        raise BackendError(f"{printable(user)} has no rights at {self._hub.name} any more")
+
     async def _input(self, data: bytes) -> None:
         """Hand what the tool sent to the device, when it may write and there is room."""
         hub, attachment = self._hub, self._here()
@@ -265,6 +284,7 @@ class _TelnetConnection(_Connection):
         self._go.set()
         self._virtual = LineSettings()
         self._before: LineSettings | None = None
+        self._changed_line: SerialLine | None = None
         self._break_began: float | None = None
         self._modem_mask = 255
         self._modem_told: Modem | None = None
@@ -285,7 +305,9 @@ class _TelnetConnection(_Connection):
         if self._watch is not None:
             self._watch.cancel()
             await asyncio.gather(self._watch, return_exceptions=True)
-        if self._before is not None and (line := self._real_line()) is not None:
+        line = self._real_line()
+        # Another line, by another configuration, is none of ours to set.
+        if self._before is not None and line is not None and line is self._changed_line:
             try:
                 await line.configure(self._before)
             except BackendError as error:
@@ -354,7 +376,8 @@ class _TelnetConnection(_Connection):
         except BackendError as error:
             log.info("console %s: %s", self._hub.name, error)
         else:
-            self._before = self._before or before
+            if line is not self._changed_line:
+                self._before, self._changed_line = before, line
 
     async def _drain(self) -> None:
         """Wait until the device has been sent what was typed before: it is meant for the old speed."""

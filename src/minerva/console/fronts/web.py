@@ -18,13 +18,16 @@ import logging
 import re
 import secrets
 import socket
+import ssl
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import uvicorn
 from starlette.applications import Starlette
@@ -41,6 +44,7 @@ from minerva.console.config import BREAK_GLASS, Web
 from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.web_tls import Certificate
+from minerva.console.listeners import Connections
 from minerva.console.power import PowerAction
 from minerva.console.session import Output, PowerAsked, Prompt, Session, Told
 from minerva.console.throttle import Throttle, source_of
@@ -50,7 +54,12 @@ from minerva.core.text import printable
 log = logging.getLogger(__name__)
 
 COOKIE: Final = "__Host-minerva"
-MAX_SESSIONS: Final = 1000
+MAX_LOGINS: Final = 20
+"""So often one user may have logged in at once; then the oldest login of that user ends."""
+MAX_TERMINALS: Final = 32
+"""Terminals that one user may have open."""
+MAX_READS: Final = 2
+"""So much may one user want of the records at once."""
 MAX_BODY: Final = 8192
 MAX_MESSAGE: Final = 65_536
 MAX_FOUND: Final = 1000
@@ -60,6 +69,7 @@ REPLAY: Final = 65_536
 """Bytes from before that a terminal shows when it opens, at most."""
 XTERM: Final = ("xterm.js", "xterm.css")
 END_SECONDS: Final = 2
+_LOOK_SECONDS: Final = 1.0
 
 _REVIEW_SECONDS: Final = 15.0
 _FILES = {
@@ -70,6 +80,7 @@ _FILES = {
     "xterm.css": "text/css; charset=utf-8",
 }
 _NONCE = "@NONCE@"
+_T = TypeVar("_T")
 _NAME = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,200}")
 
 
@@ -110,8 +121,13 @@ class WebFront:
         self._settings = settings
         self._records = records
         self._logins: dict[str, _Login] = {}
-        self._hashing = asyncio.Semaphore(2)  # scrypt takes memory
-        self._certificate = Certificate(settings, directory)
+        # scrypt takes memory. Whoever has logged in before does not queue with strangers.
+        self._hashing = {known: asyncio.Semaphore(1) for known in (True, False)}
+        # Reading records may take long, and must not hold up what is done in other threads, such as logins.
+        self._reading = ThreadPoolExecutor(2, thread_name_prefix="read records")
+        self._reads: Counter[str] = Counter()
+        self._terminals: Counter[str] = Counter()
+        self._directory = directory
         self._making = asyncio.Lock()
         logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
         if not has_xterm():
@@ -133,14 +149,24 @@ class WebFront:
             exception_handlers={MinervaError: _explain, HTTPException: _explain},
         )
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Serve those who connect to ``listener``, until this is cancelled. Raises MinervaError."""
+    def use(self, settings: Web) -> None:
+        """Go by other settings; those who have logged in stay so."""
+        self._settings = settings
+
+    async def prepare(self, settings: Web) -> tuple[ssl.SSLContext, bytes]:
+        """Return what :meth:`serve` needs for other settings, and a digest of that. Raises MinervaError."""
         async with self._making:
-            certificate, key = await asyncio.to_thread(self._certificate.files)
+            return await asyncio.to_thread(Certificate(settings, self._directory).load)
+
+    async def serve(
+        self, listener: socket.socket, connections: Connections, context: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve those who connect to ``listener``, until this is cancelled. Raises MinervaError."""
+        if context is None:
+            context, _ = await self.prepare(self._settings)
         config = uvicorn.Config(
             _Hardened(self._app),
-            ssl_certfile=certificate,
-            ssl_keyfile=key,
+            ssl_context_factory=lambda *_: context,
             log_config=None,
             access_log=False,
             server_header=False,
@@ -158,8 +184,9 @@ class WebFront:
         try:
             await asyncio.shield(serving)
         except asyncio.CancelledError:
-            server.should_exit = True
-            await serving
+            for each in getattr(server, "servers", ()):  # there are none before it has begun
+                each.close()
+            connections.add(asyncio.ensure_future(_finish(server, serving)))
             raise
 
     # -- who it is
@@ -173,22 +200,24 @@ class WebFront:
         source = _source(request)
         place = source_of(source)
         now = time.time()
-        if self._throttle.password_blocked(place, now):
-            self._note(user, source, "too many failed logins", allowed=False)
-            raise HTTPException(429, "too many failed logins: wait a minute")
-        async with self._hashing:
+        async with self._hashing[self._throttle.known(place)]:
+            # Only now: those who wait with us may have failed meanwhile.
+            if self._throttle.password_blocked(place, time.time()):
+                self._note(user, source, "too many failed logins", allowed=False)
+                raise HTTPException(429, "too many failed logins: wait a minute")
             identity = await self._identify(user, password, f"web {source}", now)
-        if identity is None:
-            self._throttle.failed(place, now, guess=True)
-            self._note(user, source, "the password is not right", allowed=False)
-            raise HTTPException(403, "that user has not this password")
+            if identity is None:
+                self._throttle.failed(place, time.time(), guess=True)
+                self._note(user, source, "the password is not right", allowed=False)
+                raise HTTPException(403, "that user has not this password")
         self._throttle.succeeded(place)
+        self._guard.pace(identity)
         self._note(identity.user, source, identity.how)
         until = now + self._settings.session_hours * 3600
         if identity.until is not None:
             until = min(until, identity.until)
         token = secrets.token_urlsafe(32)
-        self._forget_old(now)
+        self._forget_old(now, identity.user)
         self._logins[token] = _Login(identity, until)
         answer = JSONResponse({"user": identity.user})
         answer.set_cookie(
@@ -210,11 +239,13 @@ class WebFront:
     def _note(self, user: str, source: str, detail: str, *, allowed: bool = True) -> None:
         self._guard.note(Identity(user, f"web {source}"), "login", detail=detail, allowed=allowed)
 
-    def _forget_old(self, now: float) -> None:
+    def _forget_old(self, now: float, user: str) -> None:
+        """Forget the logins that are over, and the oldest of a user who has too many."""
         for token in [token for token, login in self._logins.items() if now >= login.until]:
             del self._logins[token]
-        while len(self._logins) >= MAX_SESSIONS:
-            del self._logins[next(iter(self._logins))]
+        own = [token for token, login in self._logins.items() if login.identity.user == user]
+        for token in own[: len(own) - MAX_LOGINS + 1]:
+            del self._logins[token]
 
     async def _logout(self, request: Request) -> Response:
         _same_origin(request)
@@ -271,7 +302,7 @@ class WebFront:
             count = max(1, min(MAX_FOUND, int(request.query_params.get("lines", "200"))))
         except ValueError:
             raise HTTPException(400, "lines must be a number") from None
-        lines = await asyncio.to_thread(record_search.last_lines, self._records, console, count)
+        lines = await self._read(request, partial(record_search.last_lines, self._records, console, count))
         return JSONResponse({"lines": [_line(line) for line in lines]})
 
     async def _search(self, request: Request) -> Response:
@@ -281,22 +312,43 @@ class WebFront:
             pattern = re.compile(re.escape(request.query_params["text"]), re.IGNORECASE)
         except KeyError:
             raise HTTPException(400, "text is needed") from None
-        wanted = request.query_params.get("console", "")
-        names = [wanted] if wanted else [each["name"] for each in self._desk.listing(identity)]
-        for name in names:
-            self._guard.require(identity, Action.RECORDS, name, f"search for {pattern.pattern}")
-        found, complete = await asyncio.to_thread(self._find, pattern, names)
+        if wanted := request.query_params.get("console", ""):
+            # What does not exist may be a pattern, of consoles that this user may not see.
+            names = [self._desk.console(identity, wanted).name]
+            self._guard.require(identity, Action.RECORDS, wanted, f"search for {pattern.pattern}")
+        else:
+            names = [each["name"] for each in self._desk.listing(identity)]
+            self._guard.pace(identity)
+            self._guard.note(
+                identity, Action.RECORDS.text, detail=f"search {len(names)} consoles for {pattern.pattern}"
+            )
+        found, complete = await self._read(request, partial(self._find, pattern, names))
         return JSONResponse({"lines": [_line(line) for line in found], "complete": complete})
 
     def _find(self, pattern: re.Pattern[str], names: list[str]) -> tuple[list[record_search.Line], bool]:
         """Return the first lines that are found, and whether they are all."""
         deadline = time.monotonic() + SEARCH_SECONDS
         found: list[record_search.Line] = []
-        for line in record_search.search(self._records, pattern, consoles=names):
-            if len(found) >= MAX_FOUND or time.monotonic() > deadline:
-                return found, False
-            found.append(line)
+        try:
+            for line in record_search.search(self._records, pattern, consoles=names, deadline=deadline):
+                if len(found) >= MAX_FOUND:
+                    return found, False
+                found.append(line)
+        except TimeoutError:
+            return found, False
         return found, True
+
+    async def _read(self, request: Request, read: Callable[[], _T]) -> _T:
+        """Run what reads records. Raises HTTPException if the user has not waited for what it wanted."""
+        user = self._who_is(request).user
+        if self._reads[user] >= MAX_READS:
+            raise HTTPException(429, "wait for what you asked for before")
+        self._reads[user] += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._reading, read)
+        finally:
+            self._reads[user] -= 1
+            self._reads += Counter()  # forgets those who have none
 
     def _recorded(self, request: Request) -> str:
         """Return the console whose records are wanted, and may be seen."""
@@ -307,7 +359,7 @@ class WebFront:
 
     async def _list_records(self, request: Request) -> Response:
         console = self._recorded(request)
-        files = await asyncio.to_thread(record_files.files, self._records, console)
+        files = await self._read(request, partial(record_files.files, self._records, console))
         return JSONResponse(
             {
                 "records": [
@@ -320,7 +372,7 @@ class WebFront:
     async def _record(self, request: Request) -> Response:
         """Send a cast as it was written, unpacked: to be replayed, or kept."""
         console, name = self._recorded(request), request.path_params["name"]
-        files = await asyncio.to_thread(record_files.files, self._records, console)
+        files = await self._read(request, partial(record_files.files, self._records, console))
         file = next((file for file in files if file.path.name == name), None)
         if file is None or not _NAME.fullmatch(name):
             raise HTTPException(404, "there is no such record")
@@ -335,6 +387,8 @@ class WebFront:
         try:
             _same_origin(websocket)
             identity = self._who_is(websocket)
+            if self._terminals[identity.user] >= MAX_TERMINALS:
+                raise HTTPException(429, f"{identity.user} has {MAX_TERMINALS} terminals open already")
             console = self._desk.console(identity, websocket.path_params["console"])
             terminal = _Terminal(websocket, self._desk)
             mode = None if websocket.query_params.get("mode") == "write" else Mode.READ
@@ -353,10 +407,13 @@ class WebFront:
         except MinervaError as error:
             await websocket.close(1008, printable(str(error))[:100])
             return
+        self._terminals[identity.user] += 1
         try:
             await websocket.accept()
             await terminal.run(lambda: self._still(websocket))
         finally:
+            self._terminals[identity.user] -= 1
+            self._terminals += Counter()
             terminal.session.close(time.time(), "the page was left")
 
     def _still(self, websocket: WebSocket) -> bool:
@@ -450,7 +507,7 @@ class _Terminal:
             elif (text := message.get("text")) is not None:
                 try:
                     self._do(json.loads(text), time.time())
-                except (ValueError, TypeError, KeyError, AttributeError):
+                except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
                     session.tell("the page said something that is no command")
                 except MinervaError as error:
                     session.tell(printable(str(error)))
@@ -499,8 +556,18 @@ class _Server(uvicorn.Server):
         yield
 
 
+async def _finish(server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
+    """Serve those who are here until they leave, or until this is cancelled."""
+    try:
+        while server.server_state.connections:
+            await asyncio.sleep(_LOOK_SECONDS)
+    finally:
+        server.should_exit = True
+        await serving
+
+
 class _Hardened:
-    """Adds to every answer what keeps browsers from mischief, and turns away whoever names another host."""
+    """Adds to every answer what keeps browsers from mischief."""
 
     def __init__(self, app: Starlette) -> None:
         self._app = app
@@ -561,7 +628,7 @@ async def _body(request: Request) -> dict[str, Any]:
             raise HTTPException(413, "that is too long")
     try:
         body = json.loads(data)
-    except ValueError:
+    except (ValueError, RecursionError):
         body = None
     if not isinstance(body, dict):
         raise HTTPException(400, "a JSON object is needed")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
+import ssl
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
@@ -49,6 +51,18 @@ class Certificate:
             "the web page's certificate has the SHA-256 %s", shown.fingerprint(hashes.SHA256()).hex(":")
         )
         return str(self._file), str(self._file)
+
+    def load(self) -> tuple[ssl.SSLContext, bytes]:
+        """Return what serves TLS with it, and a digest of its files. Raises CertificateError."""
+        certificate, key = self.files()
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            context.load_cert_chain(certificate, key)
+            digest = hashlib.sha256(Path(certificate).read_bytes() + Path(key).read_bytes()).digest()
+        except OSError as error:  # of which SSLError is one
+            reason = error.strerror or str(error)
+            raise CertificateError(f"cannot use {certificate} with the key {key}: {reason}") from error
+        return context, digest
 
     def _make(self) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
