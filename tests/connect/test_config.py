@@ -17,6 +17,7 @@ def test_nothing_configured_is_a_configuration() -> None:
 def test_all_settings() -> None:
     text = """
     log_level = "debug"
+    outer_addresses = "ula"
     [ports]
     include = ["eth*"]
     exclude = ["eth9"]
@@ -44,6 +45,7 @@ def test_all_settings() -> None:
         proxy=config.Proxy(False),
         ike=config.Ike(4, 3, 1 << 20, "accept"),
         debug=config.Debug("/tmp/keys"),
+        outer_addresses="ula",
         log_level="debug",
     )
 
@@ -66,6 +68,8 @@ def test_all_settings() -> None:
         ("[ike]\nchild_bytes = 1_048_575", "ike.child_bytes must be 1048576 to 274877906944 bytes"),
         ("[ike]\nchild_bytes = 274_877_906_945", "ike.child_bytes must be 1048576 to 274877906944 bytes"),
         ('log_level = "loud"', "log_level must be one of"),
+        ('outer_addresses = "ULA"', "outer_addresses must be one of link-local, ula"),
+        ("outer_addresses = true", "outer_addresses must be a string"),
         ('data_plane = "hardware"', "data_plane must be one of auto, kernel, user"),
         ("[ports", "is not TOML"),
     ],

@@ -119,7 +119,7 @@ class World:
     async def attach(self, number: int = 1, peer: IPv6Address = PEER, *, in_udp: bool = False) -> Channel:
         """Attach a channel."""
         channel = Channel(
-            *(number, self.port, peer, "peer", f"acp_{number}", OTHER),  # type: ignore[arg-type]
+            *(number, self.port, OURS, peer, peer, "peer", f"acp_{number}", OTHER),  # type: ignore[arg-type]
             mtu=1426,
             in_udp=in_udp,
         )

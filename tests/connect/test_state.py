@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, IPv6Network
 from pathlib import Path
 
 import pytest
@@ -47,6 +47,30 @@ def test_addresses_differ_by_port_attempt_and_node(tmp_path: Path) -> None:
     assert len(inner) == 4
     assert all(address.is_link_local for address in inner)
     a.close()
+    b.close()
+
+
+def test_unique_local_addresses(tmp_path: Path) -> None:
+    """Of one /48 for a node, made by chance and kept, with a /64 for a port (RFC 4193)."""
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    a, b = NodeState(tmp_path / "a"), NodeState(tmp_path / "b")
+    found = {(node, port): node.ula(port, "02:00:00:00:00:01", PEER) for node in (a, b) for port in "xy"}
+
+    def prefixes(node: NodeState, length: int) -> set[IPv6Network]:
+        return {IPv6Network((found[node, port], length), strict=False) for port in "xy"}
+
+    for node in (a, b):
+        assert len(prefixes(node, 48)) == 1
+        assert len(prefixes(node, 64)) == 2
+    assert prefixes(a, 48) != prefixes(b, 48)
+    for address in found.values():
+        assert address in IPv6Network("fd00::/8"), "locally assigned"
+        assert address.packed[8:] == PEER.packed[8:]
+    a.close()
+    again = NodeState(tmp_path / "a")
+    assert again.ula("x", "02:00:00:00:00:01", PEER) == found[a, "x"]
+    again.close()
     b.close()
 
 

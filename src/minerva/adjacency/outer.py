@@ -94,6 +94,10 @@ class OuterAddresses:
         """Return the link-local address of the neighbour that is known by ``address``."""
         return self._routes.get(address, address)
 
+    def ula_of(self, link_local: IPv6Address) -> IPv6Address | None:
+        """Return the unique local address that a neighbour has, if there is a route to one."""
+        return next((ula for ula, via in self._routes.items() if via == link_local), None)
+
     # What DULL GRASP says.
 
     def heard(self, link_local: IPv6Address, offers: Offers, expires: float, now: float) -> None:
@@ -141,7 +145,7 @@ class OuterAddresses:
 
     def _settle(self, link_local: IPv6Address, source: _Source, now: float, *, new: bool) -> None:
         """Have the adjacency table know a neighbour by the address that it is to be known by."""
-        ula = self._ula_of(link_local, source, now)
+        ula = self._choose(link_local, source, now)
         if ula is not None and ula not in self._opened:
             return  # until the kernel has the route
         address = link_local if ula is None else ula
@@ -153,9 +157,9 @@ class OuterAddresses:
         else:
             self._adjacency.refreshed(self._port, address, source.expires, now)
 
-    def _ula_of(self, link_local: IPv6Address, source: _Source, now: float) -> IPv6Address | None:
+    def _choose(self, link_local: IPv6Address, source: _Source, now: float) -> IPv6Address | None:
         """Return the unique local address that a neighbour is to be reached by, and see to its route."""
-        bound = next((ula for ula, via in self._routes.items() if via == link_local), None)
+        bound = self.ula_of(link_local)
         wanted = _wanted(source.offers)
         if bound is not None and (bound == wanted or bound in self._held):
             return bound

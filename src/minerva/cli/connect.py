@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from minerva.cli import options
-from minerva.connect.config import DATA_PLANES
+from minerva.connect.config import DATA_PLANES, OUTER_ADDRESSES
 from minerva.core.errors import UsageError
 
 
@@ -21,7 +21,19 @@ from minerva.core.errors import UsageError
     type=click.Choice(DATA_PLANES),
     help="What moves the packets of channels, whatever the configuration says.",
 )
-def connect(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane: str | None) -> None:
+@click.option(
+    "--outer-addresses",
+    type=click.Choice(OUTER_ADDRESSES),
+    help="Between which addresses channels are, whatever the configuration says. 'ula' is for neighbours "
+    "that cannot use link-local ones, and against the standard.",
+)
+def connect(
+    state_dir: Path,
+    run_dir: Path,
+    config_file: Path | None,
+    data_plane: str | None,
+    outer_addresses: str | None,
+) -> None:
     """Run this machine's node in the foreground, until ^C or SIGTERM.
 
     The state directory holds its identity: see 'minerva ca issue'.
@@ -30,4 +42,4 @@ def connect(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane
         raise UsageError("'minerva connect' makes interfaces and namespaces: run it as root")
     from minerva.connect.node import run_node
 
-    run_node(state_dir, run_dir, config_file, data_plane)
+    run_node(state_dir, run_dir, config_file, data_plane, outer_addresses)

@@ -40,7 +40,7 @@ def status_text(found: dict[str, Any]) -> str:
     lines += _ports(found)
     lines += ["", "Neighbours"]
     lines += _table(
-        ("PORT", "LINK-LOCAL", "STATE", "ROLE", "NOTE"),
+        ("PORT", "ADDRESS", "STATE", "ROLE", "NOTE"),
         [_neighbour(item) for item in found["neighbours"]],
         "none heard yet",
     )
@@ -79,7 +79,10 @@ def status_text(found: dict[str, Any]) -> str:
 def _ports(found: dict[str, Any]) -> list[str]:
     rows = _table(
         ("NAME", "STATE", "LINK-LOCAL", "NOTE"),
-        [(p["name"], p["state"], p.get("link_local"), p["problem"] or "") for p in found["ports"]],
+        [
+            (p["name"], p["state"], p.get("link_local"), p["problem"] or p.get("ula") or "")
+            for p in found["ports"]
+        ],
         "none: no interface of this machine is one that the ACP uses",
     )
     return ["", "Ports", *rows]

@@ -12,7 +12,7 @@ import os
 import random
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from typing import Any
@@ -20,6 +20,7 @@ from typing import Any
 from cryptography import x509
 
 from minerva.adjacency.core import Adjacency
+from minerva.adjacency.outer import OuterAddresses
 from minerva.adjacency.responder import ResponderLimit
 from minerva.adjacency.roles import PeerIdentity
 from minerva.adjacency.table import (
@@ -35,6 +36,7 @@ from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.join_proxy import JoinProxy
 from minerva.connect.runner import CoreRunner
+from minerva.core.addresses import OwnAddresses
 from minerva.esp.keylog import esp_sa_line
 from minerva.grasp import dull
 from minerva.grasp.announcement import AN_ACP_IKEV2, Announcement, channel_methods
@@ -56,6 +58,7 @@ log = logging.getLogger(__name__)
 _EXPIRY_SECONDS = 5.0  # the longest time between two looks, should somebody set the clock
 _LAST_SECOND = timedelta(seconds=1)  # that of notAfter is still within the validity (RFC 5280 4.1.2.5)
 _GOODBYE_SECONDS = 0.3
+_TAKEOVER_SECONDS = 2.0  # until routing uses a new channel
 _SHOW_SECONDS, _SHOW_AGAIN_SECONDS = 2.0, 3.0
 _FRESH_KEYS_SECONDS = 10.0
 _FRESH_KEYS_AGAIN_SECONDS = 1.0
@@ -65,15 +68,23 @@ _Peer = tuple[int, IPv6Address]  # a neighbour: number of the port, link-local a
 
 @dataclass
 class _Port:
-    """A port with its two cores."""
+    """A port with its cores; ``routes`` are those of ``outer`` that the supervisor was told of."""
 
     number: int
     name: str
-    link_local: IPv6Address
+    ours: OwnAddresses
     dull: dull.DullInstance
+    outer: OuterAddresses
     endpoint: Endpoint
+    routes: tuple[tuple[IPv6Address, IPv6Address], ...] = ()
     dull_runner: CoreRunner | None = None
     ike_runner: CoreRunner | None = None
+
+    @property
+    def acp(self) -> list[Announcement]:
+        """What is announced of the ACP: an address that not everybody believes comes first, and apart."""
+        ula = self.ours.ula
+        return [AN_ACP_IKEV2] if ula is None else [replace(AN_ACP_IKEV2, address=ula), AN_ACP_IKEV2]
 
     def pump(self) -> None:
         """Let the IKE core send what it wants to."""
@@ -174,6 +185,8 @@ class Abutment(Child):
                 self._data_plane_lost()
             case m.Registrars():
                 self._proxy.registrars(message.registrars)
+            case m.OuterRoutesOpened():
+                self._routes_opened(message)
             case m.ProxyOpened():
                 self._proxy.opened(message, descriptors)
             case m.ProxySocket() if len(descriptors) == 1:
@@ -242,14 +255,18 @@ class Abutment(Child):
         port = _Port(
             message.port,
             message.name,
-            message.link_local,
-            dull.DullInstance(message.link_local, random=random.SystemRandom()),
+            OwnAddresses(message.link_local, message.ula),
+            dull.DullInstance(
+                message.link_local, random=random.SystemRandom(), unique_local=message.ula is not None
+            ),
+            OuterAddresses(self._adjacency, message.port, message.ula),
             Endpoint(
                 message.link_local,
                 self._identity,
                 self._authenticate,
                 os.urandom,
                 config=self._config,
+                ula=message.ula,
                 held_elsewhere=lambda name: self._held_elsewhere(message.port, name),
             ),
         )
@@ -263,8 +280,8 @@ class Abutment(Child):
             accept=lambda *datagram: self._may_answer(port, *datagram),
             others={ENCAPSULATION_PORT: marked[0]} if marked else {},
         )
-        self._adjacency.port_up(port.number, port.link_local, now)
-        port.dull.announce([AN_ACP_IKEV2], now)
+        self._adjacency.port_up(port.number, message.link_local, now, ula=message.ula)
+        port.dull.announce(port.acp, now)
         port.dull_runner.pump()
         self._follow_adjacency()
         self._proxy.port_up(port.number, port.name)
@@ -273,7 +290,7 @@ class Abutment(Child):
         """Announce the ACP and what the join proxy offers."""
         port = self._ports.get(number)
         if port is not None and port.dull_runner is not None:
-            port.dull.announce([AN_ACP_IKEV2, *offers], self._loop.time())
+            port.dull.announce([*port.acp, *offers], self._loop.time())
             port.dull_runner.pump()
 
     def _port_down(self, number: int) -> None:
@@ -306,14 +323,30 @@ class Abutment(Child):
                 if event.new:
                     log.info("heard %s on port %s", event.address, port.name)
                     self.send(m.NeighbourHeard(port.number, event.address))
-                methods = channel_methods(event.announcements)
-                self._adjacency.heard(port.number, event.address, methods, event.expires, now)
+                offers = {
+                    item.address: channel_methods(event.announcements, item.address)
+                    for item in event.announcements
+                }
+                port.outer.heard(event.address, offers, event.expires, now)
             case dull.NeighbourRefreshed():
-                self._adjacency.refreshed(port.number, event.address, event.expires, now)
+                port.outer.refreshed(event.address, event.expires, now)
             case dull.NeighbourExpired():
                 log.info("%s on port %s is not heard any more", event.address, port.name)
-                self._adjacency.expired(port.number, event.address, now)
+                port.outer.expired(event.address, now)
+        self._tell_routes(port)
         self._follow_adjacency()
+
+    def _tell_routes(self, port: _Port) -> None:
+        """Have the supervisor route to the neighbours that can only be reached so."""
+        if port.routes != port.outer.routes:
+            port.routes = port.outer.routes
+            self.send(m.OuterRoutes(port.number, tuple(m.Route(*route) for route in port.routes)))
+
+    def _routes_opened(self, message: m.OuterRoutesOpened) -> None:
+        port = self._ports.get(message.port)
+        if port is not None:
+            port.outer.opened(message.addresses, self._loop.time())
+            self._follow_adjacency()
 
     def _follow_adjacency(self) -> None:
         """Do what the adjacency core decided, and arm its timer."""
@@ -441,7 +474,9 @@ class Abutment(Child):
             self._last_channel += 1
             channel = self._channels[peer] = _Channel(self._last_channel, name, now, event.encapsulated)
             self._open_channel(peer, channel)
-        port.dull.pin(event.address)
+            self._loop.call_later(_TAKEOVER_SECONDS, self._take_over, port, event.address)
+        port.dull.pin(port.outer.link_local_of(event.address))
+        port.outer.hold(event.address)
         channel.peer_name = name
         channel.connections[event.sa] = _Connection(
             {event.child.spi_in}, event.member.certificate, event.member.expires, event.initiator
@@ -460,7 +495,7 @@ class Abutment(Child):
         self, port: _Port, channel: _Channel, theirs: IPv6Address, child: ike.ChildKeys, *, send: bool
     ) -> None:
         if self._config.keylog:
-            ours = port.link_local
+            ours = port.ours.towards(theirs)
             self.send(m.KeyLog("esp_sa", esp_sa_line(theirs, ours, child.spi_in, child.key_in)))
             self.send(m.KeyLog("esp_sa", esp_sa_line(ours, theirs, child.spi_out, child.key_out)))
         channel.keyed = True
@@ -518,7 +553,11 @@ class Abutment(Child):
             return
         self.send(m.ChannelClosed(channel.number, reason))
         if (port := self._ports.get(peer[0])) is not None:
-            port.dull.unpin(peer[1])
+            link_local = port.outer.link_local_of(peer[1])
+            if not {(peer[0], link_local), (peer[0], port.outer.ula_of(link_local))} & set(self._channels):
+                port.dull.unpin(link_local)
+            port.outer.release(peer[1])
+            self._tell_routes(port)
 
     def _open_channel(self, peer: _Peer, channel: _Channel) -> None:
         self.send(m.ChannelOpen(channel.number, *peer, channel.peer_name, channel.in_udp))
@@ -529,6 +568,19 @@ class Abutment(Child):
         self._end_channel(peer, reason)
         for sa in list(channel.connections):
             self._close_connection((peer[0], sa), reason)
+
+    def _take_over(self, port: _Port, address: IPv6Address) -> None:
+        """If a neighbour has a channel at its unique local address too, end that at its link-local one.
+
+        It was made before one of the two ends had heard of the other's unique local address.
+        """
+        link_local = port.outer.link_local_of(address)
+        ula = port.outer.ula_of(link_local)
+        kept = None if ula is None else self._channels.get((port.number, ula))
+        replaced = self._channels.get((port.number, link_local))
+        if kept is not None and replaced is not None and kept.peer_name == replaced.peer_name:
+            for sa in list(replaced.connections):
+                self._close_connection((port.number, sa), "a channel between other addresses is in its place")
 
     def _drop_channel(self, number: int, reason: str) -> None:
         """Close all connections of a channel; the adjacency core sees to new ones."""
@@ -609,6 +661,7 @@ class Abutment(Child):
             "counters": {
                 port.name: {
                     "dull": dict(port.dull.counters),
+                    "outer": dict(port.outer.counters),
                     "ike": dict(port.endpoint.counters),
                     "kept": port.endpoint.sizes(),
                 }
@@ -623,6 +676,7 @@ class Abutment(Child):
         found: dict[str, Any] = {
             "port": port.name if port is not None else str(item.port),
             "address": str(item.address),
+            "link_local": str(port.outer.link_local_of(item.address)) if port is not None else None,
             "state": item.state.value,
             "role": item.role.value if item.role is not None else None,
             "methods": dict(item.methods),

@@ -11,6 +11,7 @@ from minerva.connect.acp import AcpNamespace
 from minerva.connect.messages import ChannelKeys, ChannelKeysGone, ChannelOpen
 from minerva.connect.ports import Port
 from minerva.connect.state import NodeState
+from minerva.core.addresses import OwnAddresses
 from minerva.esp.packet import inner_mtu
 from minerva.linux.errors import LinuxError
 
@@ -19,11 +20,16 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Channel:
-    """What the kernel holds for the channel between one port and one peer's link-local address."""
+    """What the kernel holds for the channel between one port and one peer.
+
+    Its outer addresses are ``local`` and ``peer``; ``next_hop`` is the peer's link-local one in any case.
+    """
 
     number: int
     port: Port
+    local: IPv6Address
     peer: IPv6Address
+    next_hop: IPv6Address
     peer_name: str
     interface: str
     link_local: IPv6Address
@@ -37,7 +43,7 @@ class Channel:
             "channel": self.number,
             "interface": self.interface,
             "port": self.port.name,
-            "local": str(self.port.link_local),
+            "local": str(self.local),
             "peer": str(self.peer),
             "peer_name": self.peer_name,
             "inner_link_local": str(self.link_local),
@@ -61,10 +67,12 @@ def interface_name(ours: IPv6Address, theirs: IPv6Address, taken: set[str]) -> s
     return name
 
 
-async def plan(opening: ChannelOpen, port: Port, state: NodeState, acp: AcpNamespace) -> Channel:
+async def plan(
+    opening: ChannelOpen, port: Port, next_hop: IPv6Address, state: NodeState, acp: AcpNamespace
+) -> Channel:
     """Return the channel that the abutment wants; nothing of it is in the kernel yet.
 
-    Raises LinuxError, EspError.
+    ``next_hop`` is the link-local address that leads to the peer. Raises LinuxError, EspError.
     """
     if port.link_local is None:
         raise LinuxError(f"port {port.name} is gone")
@@ -75,7 +83,9 @@ async def plan(opening: ChannelOpen, port: Port, state: NodeState, acp: AcpNames
     return Channel(
         opening.channel,
         port,
+        OwnAddresses(port.link_local, port.ula).towards(opening.peer),
         opening.peer,
+        next_hop,
         opening.peer_name,
         interface_name(port.link_local, opening.peer, taken),
         state.channel_link_local(port.name, opening.peer),
@@ -93,8 +103,8 @@ async def bring_up(channel: Channel, acp: AcpNamespace) -> None:
     await netlink.set_link(channel.index, mtu=channel.mtu)
     await netlink.add_address(channel.index, channel.link_local, 64)
     await netlink.set_link(channel.index, state="up")
-    if not await port.netlink.pin_neighbour(port.index, channel.peer):
-        log.info("no neighbour entry to pin for %s on %s", channel.peer, port.name)
+    if not await port.netlink.pin_neighbour(port.index, channel.next_hop):
+        log.info("no neighbour entry to pin for %s on %s", channel.next_hop, port.name)
 
 
 class ChannelDataPlane(Protocol):

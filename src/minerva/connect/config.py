@@ -89,12 +89,16 @@ class Config:
     """What the console server reads itself; the node has nothing to do with it."""
     data_plane: str = "auto"
     """What moves the packets of channels: ``kernel``, ``user`` (space), or whichever can be."""
+    outer_addresses: str = "link-local"
+    """Between which addresses channels are: ``link-local`` ones, or ``ula`` (unique local) where the
+    neighbour has such ones too."""
     name: str = ""
     """What this machine is called in the inventory; without one, by its host name."""
     log_level: str = "info"
 
 
 DATA_PLANES = ("auto", "kernel", "user")
+OUTER_ADDRESSES = ("link-local", "ula")
 _LOG_LEVELS = ("debug", "info", "warning", "error")
 _MAX_INTERFACE_NAME = 15
 _CHILD_BYTES = range(1 << 20, REKEY_BYTES + 1)
@@ -111,6 +115,8 @@ def parse(text: str, source: str, separator: str = ".") -> Config:
         raise UsageError(f"{source}: log_level must be one of {', '.join(_LOG_LEVELS)}")
     if config.data_plane not in DATA_PLANES:
         raise UsageError(f"{source}: data_plane must be one of {', '.join(DATA_PLANES)}")
+    if config.outer_addresses not in OUTER_ADDRESSES:
+        raise UsageError(f"{source}: outer_addresses must be one of {', '.join(OUTER_ADDRESSES)}")
     name = config.acp.interface
     if not 0 < len(name) <= _MAX_INTERFACE_NAME or "/" in name or name.split() != [name]:
         raise UsageError(f"{source}: acp.interface {name!r} cannot be the name of an interface")

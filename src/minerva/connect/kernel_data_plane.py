@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv6Address
 from itertools import count
 from typing import Any, Final
 
@@ -111,12 +110,10 @@ class _Link:
 class _KernelChannel:
     """A channel with its SAs. All methods raise LinuxError when the kernel says no."""
 
-    def __init__(
-        self, channel: Channel, link: _Link, ours: IPv6Address, number: int, rekey_bytes: int
-    ) -> None:
+    def __init__(self, channel: Channel, link: _Link, number: int, rekey_bytes: int) -> None:
         self.channel = channel
         self.link = link
-        self._ours = ours
+        self._ours = channel.local
         self.number = number  # of the interface
         self._rekey_bytes = rekey_bytes
         self._pairs: dict[int, _Pair] = {}
@@ -280,14 +277,14 @@ class KernelDataPlane:
     async def attach(self, channel: Channel) -> None:
         """Make an xfrm interface in the link namespace and move it; make the policy for what comes in."""
         port, acp = channel.port, self._acp
-        if port.netlink is None or port.link_local is None or acp.namespace is None:
+        if port.netlink is None or acp.namespace is None:
             raise LinuxError(f"port {port.name} is gone")
         number = next(self._numbers)
         link = self._links.get(port.number)
         if link is None:
             link = self._links[port.number] = _Link(port)
         link.users += 1
-        made = _KernelChannel(channel, link, port.link_local, number, self._rekey_bytes)
+        made = _KernelChannel(channel, link, number, self._rekey_bytes)
         self._channels[channel.number] = made
         channel.index = number
         try:

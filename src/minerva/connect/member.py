@@ -29,6 +29,7 @@ from minerva.connect.grasp_api import open_api_socket
 from minerva.connect.ipc import Message
 from minerva.connect.kernel_data_plane import KernelDataPlane
 from minerva.connect.kernel_probe import Choice
+from minerva.connect.outer_routes import OuterRoutes
 from minerva.connect.ports import Port, Ports, sysfs
 from minerva.connect.proxy_gate import ProxyGate
 from minerva.connect.socket_server import SocketServer
@@ -120,6 +121,7 @@ class Member:
         self._proxy = ProxyGate(
             self._acp, self._ports, self._send_abutment, time.monotonic, enabled=self._config.proxy.enabled
         )
+        self._outer = OuterRoutes(self._ports, self._tell_abutment, self._later)
         self._channels: dict[int, Channel] = {}
         self._abutment_generation = 0
         self._signing: set[int] = set()
@@ -193,6 +195,7 @@ class Member:
         # A node that goes on as a pledge keeps its ports, and nobody may connect to them any more.
         self._proxy.close_all()
         try:
+            await self._outer.close()
             await self._acp.close(self._host)
         finally:
             for role in ("signer", "data-plane", "guard"):
@@ -302,14 +305,14 @@ class Member:
     def port_up(self, port: Port) -> None:
         """A port can be used."""
         assert port.link_local is not None
-        self._children["abutment"].send(
-            m.PortUp(port.number, port.name, port.link_local), [sock.fileno() for sock in port.descriptors]
-        )
+        up = m.PortUp(port.number, port.name, port.link_local, port.ula)
+        self._children["abutment"].send(up, [sock.fileno() for sock in port.descriptors])
 
     def port_down(self, port: Port) -> None:
         """A port cannot be used any more."""
         self._children["abutment"].send(m.PortDown(port.number))
         self._proxy.port_down(port)
+        self._outer.port_down(port)
         for channel in [channel for channel in self._channels.values() if channel.port is port]:
             self._close_channel(channel.number, "the port is down")
 
@@ -338,6 +341,7 @@ class Member:
 
     def _abutment_lost(self) -> None:
         self._proxy.close_all()
+        self._outer.close_all()
         self._abutment_generation += 1
         self._signing.clear()
         for number in list(self._channels):
@@ -354,6 +358,8 @@ class Member:
             case m.ChannelOpen() | m.ChannelKeys() | m.ChannelKeysGone() | m.ChannelClosed():
                 # All that concerns channels is done in its order, and opening one takes a while.
                 self._acp_work.put_nowait(self._on_channel(message, self._abutment_generation))
+            case m.OuterRoutes():
+                return self._outer.want(message)
             case m.ProxyOpen():
                 return self._proxy.open(message)
             case m.ProxyConnect():
@@ -386,8 +392,8 @@ class Member:
         others = self._channels.values()
         if port is None or not port.announced:
             raise LinuxError("there is no such port")
-        if not message.peer.is_link_local or any((c.port, c.peer) == (port, message.peer) for c in others):
-            raise LinuxError("there is a channel to that neighbour already, or it is none")
+        if any((c.port, c.peer) == (port, message.peer) for c in others):
+            raise LinuxError("there is a channel to that neighbour already")
         if message.channel in self._channels or len(self._channels) >= _MAX_CHANNELS:
             raise LinuxError("there are too many channels")
         if not self._data_plane.ready:
@@ -399,7 +405,8 @@ class Member:
         try:
             self._check_channel(message, port)
             assert port is not None
-            channel = await channels.plan(message, port, self._state, self._acp)
+            next_hop = self._outer.next_hop(port, message.peer)
+            channel = await channels.plan(message, port, next_hop, self._state, self._acp)
             await self._data_plane.attach(channel)
         except (MinervaError, OSError) as error:
             log.error("no channel to %s: %s", message.peer, error)
@@ -426,8 +433,11 @@ class Member:
         self._data_plane.detach(channel)
 
     async def _unpin(self, channel: Channel) -> None:
+        where = (channel.port, channel.next_hop)
+        if any((other.port, other.next_hop) == where for other in self._channels.values()):
+            return
         if channel.port.netlink is not None:
-            await channel.port.netlink.delete_neighbour(channel.port.index, channel.peer)
+            await channel.port.netlink.delete_neighbour(channel.port.index, channel.next_hop)
 
     def _write_key_log(self, message: m.KeyLog) -> None:
         folder = self._config.debug.key_log
@@ -576,6 +586,7 @@ class Member:
                 "certificate_valid": datetime.now(UTC) < expires,
                 "data_plane": self._data_plane.name,
                 "data_plane_reason": self._data_plane_reason,
+                "outer_addresses": self._config.outer_addresses,
             },
             "acp0": self._acp.status()
             | {"guard": "in place" if self._guard_problem is None else self._guard_problem},

@@ -116,6 +116,7 @@ class PortUp(Message):
     port: int
     name: str
     link_local: IPv6Address
+    ula: IPv6Address | None
 
 
 @message(22)
@@ -215,6 +216,32 @@ class ChannelRefused(Message):
 
     channel: int
     reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """A unique local address of a neighbour, and its link-local address, which leads there."""
+
+    address: IPv6Address
+    via: IPv6Address
+
+
+@message(32)
+@dataclass(frozen=True, slots=True)
+class OuterRoutes(Message):
+    """A → S: these unique local addresses are of neighbours on this port; all of them, in a stable order."""
+
+    port: int
+    routes: tuple[Route, ...]
+
+
+@message(33)
+@dataclass(frozen=True, slots=True)
+class OuterRoutesOpened(Message):
+    """S → A: it is done; these can be reached now."""
+
+    port: int
+    addresses: tuple[IPv6Address, ...]
 
 
 # --- data plane --------------------------------------------------------------------------------------------

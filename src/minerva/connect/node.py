@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import stat
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -27,12 +28,23 @@ from minerva.pki.identity import (
 )
 
 
-def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plane: str | None = None) -> None:
+def run_node(
+    state_dir: Path,
+    run_dir: Path,
+    config_file: Path | None,
+    data_plane: str | None = None,
+    outer_addresses: str | None = None,
+) -> None:
     """Run the node with its identity in ``state_dir`` until it is told to stop. Raises MinervaError.
 
-    ``data_plane`` is what to use in place of what the configuration says.
+    ``data_plane`` and ``outer_addresses`` are what to use in place of what the configuration says.
     """
     config = configuration.load(config_file)
+    config = replace(
+        config,
+        data_plane=data_plane or config.data_plane,
+        outer_addresses=outer_addresses or config.outer_addresses,
+    )
     log.configure("supervisor", config.log_level)
     empty_root, run_lock = _prepare_run_dir(run_dir)
     # Before anything secret is read: what the zygote has in memory, every child has.
@@ -46,8 +58,7 @@ def run_node(state_dir: Path, run_dir: Path, config_file: Path | None, data_plan
         from minerva.connect.supervisor import Supervisor
 
         async def main() -> None:
-            wanted = data_plane or config.data_plane
-            choice = await choose(state, wanted, in_udp=config.ike.may_encapsulate)
+            choice = await choose(state, config.data_plane, in_udp=config.ike.may_encapsulate)
             await Supervisor(state, run_dir, config, identity, expired, (pid, sock), choice).run()
 
         asyncio.run(main())

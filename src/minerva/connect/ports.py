@@ -85,6 +85,7 @@ class Port:
     index: int = 0  # of our own interface, in the link namespace
     mac: str = ""
     link_local: IPv6Address | None = None
+    ula: IPv6Address | None = None
     attempt: int = 0
     descriptors: list[socket.socket] = field(default_factory=list)
     announced: bool = False
@@ -127,7 +128,7 @@ class Ports:
 
     ``on_up(port)`` is called when a port can be used, ``on_down(port)`` when it cannot any more (its
     carrier or the port itself is gone). Both must not block. With ``udp_encapsulation`` UDP port 4500 is
-    open as well.
+    open as well; with ``ula`` each port has a unique local address beside the link-local one.
     """
 
     def __init__(
@@ -139,6 +140,7 @@ class Ports:
         on_down: Callable[[Port], Awaitable[None]],
         *,
         udp_encapsulation: bool,
+        ula: bool,
     ) -> None:
         self._state = state
         self._settings = settings
@@ -146,6 +148,7 @@ class Ports:
         self._on_up = on_up
         self._on_down = on_down
         self._udp_encapsulation = udp_encapsulation
+        self._ula = ula
         self._numbers = 0
         self._brought_up: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -216,12 +219,16 @@ class Ports:
 
     async def _build(self, port: Port) -> None:
         port.namespace = Namespace.create(self._state.namespace(port.name))
-        port.mac = self._state.mac(port.name, port.link.permanent_mac or port.link.mac, port.attempt)
+        permanent = port.link.permanent_mac or port.link.mac
+        port.mac = self._state.mac(port.name, permanent, port.attempt)
         port.link_local = link_local_of(port.mac)
+        port.ula = self._state.ula(port.name, permanent, port.link_local) if self._ula else None
         with port.namespace.entered():
             namespace.write_sysctls(LINK_SYSCTLS, optional=_OPTIONAL_SYSCTLS)
             with Nftables() as nftables:
-                policy = link_policy(DEVICE, port.link_local, udp_encapsulation=self._udp_encapsulation)
+                policy = link_policy(
+                    DEVICE, port.link_local, udp_encapsulation=self._udp_encapsulation, ula=port.ula
+                )
                 nftables.run(policy + self._pledge_rules)
         await self._host.add_macvlan(DEVICE, port.link.index, port.mac, port.namespace)
         port.netlink = Netlink(port.namespace)
@@ -229,6 +236,8 @@ class Ports:
         with port.namespace.entered():
             namespace.write_sysctls(DEVICE_SYSCTLS)
         await port.netlink.add_address(port.index, port.link_local, 64, optimistic=True)
+        if port.ula is not None:
+            await self._add_ula(port.netlink, port.ula)
         with port.namespace.entered():
             port.descriptors = [
                 sockets.multicast_socket(DEVICE, port.index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT),
@@ -237,6 +246,12 @@ class Ports:
             if self._udp_encapsulation:
                 port.descriptors.append(sockets.udp_socket(DEVICE, MARKED_IKE_PORT))
         await port.netlink.set_link(port.index, state="up")
+
+    async def _add_ula(self, netlink: Netlink, ula: IPv6Address) -> None:
+        # Not on the port itself: the kernel would solicit neighbours from it, who cannot answer there yet.
+        loopback = await netlink.index_of("lo")
+        await netlink.set_link(loopback, state="up")
+        await netlink.add_address(loopback, ula, 128)
 
     async def _announce(self, port: Port) -> None:
         port.state, port.announced, port.problem = PortState.UP, True, ""
@@ -329,6 +344,7 @@ class Ports:
                 "state": port.state.value,
                 "problem": port.problem or None,
                 "link_local": str(port.link_local) if port.link_local else None,
+                "ula": str(port.ula) if port.ula else None,
                 "mac": port.mac or None,
                 "mtu": port.link.mtu,
                 "namespace": port.namespace.name if port.namespace else None,

@@ -19,6 +19,7 @@ _EST_SERVER_FILE = "est-server"
 _TAG_BYTES = 5
 _LINK_LOCAL = int(IPv6Address("fe80::"))
 _LOCALLY_ADMINISTERED, _MULTICAST = 0x02, 0x01
+_LOCALLY_ASSIGNED = b"\xfd"  # the first octet of a unique local address
 
 
 def lock_directory(directory: Path, taken: str) -> int:
@@ -112,6 +113,15 @@ class NodeState:
         raw = bytearray(self._derive("mac", port, permanent, str(attempt))[:6])
         raw[0] = (raw[0] | _LOCALLY_ADMINISTERED) & ~_MULTICAST
         return raw.hex(":")
+
+    def ula(self, port: str, permanent: str, link_local: IPv6Address) -> IPv6Address:
+        """Return our unique local address on a port where our link-local one is ``link_local``.
+
+        The global ID is the node's own, a keyed hash and so as random as RFC 4193 section 3.2 wants it; the
+        subnet ID is the port's. Both are stable, as the secret is.
+        """
+        prefix = _LOCALLY_ASSIGNED + self._derive("ula")[:5] + self._derive("ula", port, permanent)[:2]
+        return IPv6Address(prefix + link_local.packed[8:])
 
     def channel_link_local(self, port: str, peer: IPv6Address) -> IPv6Address:
         """Return the link-local address of a channel's interface inside the ACP.

@@ -65,6 +65,7 @@ class Supervisor:
             self._port_up,
             self._port_down,
             udp_encapsulation=config.ike.may_encapsulate,
+            ula=config.outer_addresses == "ula",
         )
         self.children = Children(zygote[1], zygote[0], self._zygote_lost)
         self._identity = identity

@@ -72,7 +72,7 @@ class UserDataPlane:
     async def attach(self, channel: Channel) -> None:
         """Make a TUN interface and an ESP socket, and give them to the child."""
         port = channel.port
-        if port.namespace is None or port.link_local is None or self._acp.namespace is None:
+        if port.namespace is None or self._acp.namespace is None:
             raise LinuxError(f"port {port.name} is gone")
         descriptors = []
         try:
@@ -83,7 +83,7 @@ class UserDataPlane:
                     esp = sockets.esp_socket(
                         DEVICE,
                         port.index,
-                        port.link_local,
+                        channel.local,
                         channel.peer,
                         udp_port=ENCAPSULATION_PORT if channel.in_udp else 0,
                     )

@@ -58,14 +58,34 @@ rewrites 4500 to it on the way in if there is the marker of RFC 3948, and back o
 left to ESP, for a socket that is connected to one peer, or the kernel; each would else have to pass on the
 other's packets."""
 
-_UDP_IN = """        ip6 saddr fe80::/10 ip6 daddr {link_local} udp sport 4500 udp dport 4500 jump encapsulated
+OUTER_NEIGHBOURS = 64
+"""How many neighbours of a port may be reached by unique local addresses."""
+
+_CHANNEL_IN = """        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 @th,128,64 0 jump attempt
+        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 accept
+        ip6 saddr {theirs} ip6 daddr {ours} ip6 nexthdr esp accept
 """
-_UDP_OUT = f"""        ip6 saddr {{link_local}} udp sport {MARKED_IKE_PORT} udp dport 4500 udp sport set 4500 accept
-        ip6 saddr {{link_local}} udp sport 4500 udp dport 4500 accept
+_CHANNEL_OUT = """        ip6 saddr {ours} ip6 daddr {theirs} udp sport 500 accept
+        ip6 saddr {ours} ip6 daddr {theirs} ip6 nexthdr esp accept
+"""
+_UDP_IN = """        ip6 saddr {theirs} ip6 daddr {ours} udp sport 4500 udp dport 4500 jump encapsulated
+"""
+_UDP_OUT = f"""        ip6 saddr {{ours}} ip6 daddr {{theirs}} udp sport {MARKED_IKE_PORT} udp dport 4500 udp sport set 4500 accept
+        ip6 saddr {{ours}} ip6 daddr {{theirs}} udp sport 4500 udp dport 4500 accept
+"""
+_FRAGMENTS_IN = f"""        ip6 saddr {{theirs}} ip6 daddr {{ours}} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
+"""
+_FRAGMENTS_OUT = """        ip6 saddr {ours} ip6 daddr {theirs} exthdr frag exists accept
 """
 
 
-def link_policy(device: str, link_local: IPv6Address, *, udp_encapsulation: bool = False) -> str:
+def link_policy(
+    device: str,
+    link_local: IPv6Address,
+    *,
+    udp_encapsulation: bool = False,
+    ula: IPv6Address | None = None,
+) -> str:
     """Return the policy of a link namespace (RFC 8994 sections 6.4 and 9.3.1).
 
     In come neighbour discovery, MLD, DULL GRASP, IKE and ESP to our own address, and TCP to the join proxy
@@ -73,12 +93,15 @@ def link_policy(device: str, link_local: IPv6Address, *, udp_encapsulation: bool
     nothing. What else a pledge needs is open while it is one (:func:`pledge_rules`): TCP from its own ports,
     and multicast DNS, of which only responses come in otherwise than by multicast. With ``udp_encapsulation``
     both ways between ports 4500: IKE under the same limits as on port 500, and ESP. Keepalives count as refused.
+    With ``ula`` IKE and ESP to that address too, from known neighbours (:func:`outer_neighbours`).
     """
-    udp_in, udp_out = (
-        (text.format(link_local=link_local) for text in (_UDP_IN, _UDP_OUT))
-        if udp_encapsulation
-        else ("", "")
-    )
+    ends = [("fe80::/10", link_local), *([("@outer_neighbours", ula)] if ula is not None else [])]
+
+    def rules(*texts: str) -> str:
+        return "".join(text.format(theirs=theirs, ours=ours) for theirs, ours in ends for text in texts)
+
+    channels_in = rules(_CHANNEL_IN, *([_UDP_IN] if udp_encapsulation else []))
+    channels_out = rules(_CHANNEL_OUT, *([_UDP_OUT] if udp_encapsulation else []))
     return f"""
 table inet {LINK_TABLE} {{
     counter solicitations_over_limit {{ }}
@@ -91,6 +114,7 @@ table inet {LINK_TABLE} {{
     set proxy_peers {{ type ipv6_addr; size {PROXY_PEERS}; flags dynamic,timeout; timeout {PROXY_PEER_SECONDS}s; }}
     set announcers {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
     set attempts {{ type ipv6_addr; size {ANNOUNCERS}; flags dynamic,timeout; timeout {ANNOUNCER_SECONDS}s; }}
+    set outer_neighbours {{ type ipv6_addr; size {OUTER_NEIGHBOURS}; }}
     set pledge_ports {{ type inet_service; flags interval; }}
     set pledge_mdns {{ type inet_service; size 1; }}
     chain in {{
@@ -102,19 +126,16 @@ table inet {LINK_TABLE} {{
         icmpv6 type {{ mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report }} ip6 hoplimit 1 accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 update @announcers {{ ip6 saddr }} accept
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 @th,128,64 0 jump attempt
-        ip6 saddr fe80::/10 ip6 daddr {link_local} udp dport 500 accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} ip6 nexthdr esp accept
-{udp_in}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
+{channels_in}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
-        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
+{rules(_FRAGMENTS_IN)}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr ff02::fb udp sport 5353 udp dport @pledge_mdns accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr {link_local} udp sport 5353 udp dport @pledge_mdns @th,80,1 1 accept
         counter name refused_in drop
     }}
     chain attempt {{
         ip6 saddr @announcers update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} return
+        ip6 saddr @outer_neighbours update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} return
         limit rate over {ATTEMPTS_PER_SECOND}/second burst {ATTEMPT_BURST} packets counter name attempts_over_limit drop
     }}
     chain encapsulated {{
@@ -135,11 +156,8 @@ table inet {LINK_TABLE} {{
         oifname "lo" accept
         icmpv6 type {{ nd-neighbor-solicit, nd-neighbor-advert, mld-listener-report, mld-listener-done, mld2-listener-report }} accept
         ip6 saddr {link_local} ip6 daddr ff02::13 udp dport 7017 accept
-        ip6 saddr {link_local} udp sport 500 accept
-        ip6 saddr {link_local} ip6 nexthdr esp accept
-{udp_out}        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
-        ip6 saddr {link_local} exthdr frag exists accept
-        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
+{channels_out}        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @proxy_circuits accept
+{rules(_FRAGMENTS_OUT)}        ip6 saddr {link_local} ip6 daddr fe80::/10 tcp sport @pledge_ports accept
         ip6 saddr {link_local} ip6 daddr ff02::fb udp dport 5353 udp sport @pledge_mdns accept
         counter name refused_out drop
     }}
@@ -153,6 +171,11 @@ def pledge_rules(*, connect: bool, mdns: bool) -> str:
     return _replace_set(LINK_TABLE, "pledge_ports", ports) + _replace_set(
         LINK_TABLE, "pledge_mdns", ["5353"] if mdns else []
     )
+
+
+def outer_neighbours(addresses: Iterable[IPv6Address]) -> str:
+    """Return what lets in IKE and ESP of neighbours with these unique local addresses, and of no others."""
+    return _replace_set(LINK_TABLE, "outer_neighbours", map(str, addresses))
 
 
 def open_proxy(connect: Iterable[int], circuits: Iterable[int]) -> str:
