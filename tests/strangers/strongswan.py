@@ -1,7 +1,8 @@
 """strongSwan as a neighbour: a charon in a namespace of its own, and an endpoint of ours on the other end.
 
 charon has no ESP of its own kernel here but ``kernel-libipsec``, which does ESP in UDP in user space. So the
-endpoint has ``udp_encapsulation``, and ESP goes through ``minerva.esp``, driven by the test.
+endpoint has ``udp_encapsulation``, and ESP goes through ``minerva.esp``, driven by the test. Where the kernel
+has ESP (tests/kernel), charon can have that instead, and a whole node as its neighbour.
 """
 
 from __future__ import annotations
@@ -45,6 +46,9 @@ from minerva.pki.membership import Member, check_membership
 from tests.ikev2.nodes import A, B, sign
 
 PACKAGES = ("charon-systemd", "strongswan-swanctl", "libcharon-extra-plugins")
+IF_ID = 42
+"""By which charon's kernel knows the interface that SAs and policies are of."""
+
 PLUGINS = (
     "random nonce openssl pem pkcs1 pkcs8 x509 pubkey curve25519 constraints revocation aes sha1 sha2 hmac "
     "kdf gcm chapoly kernel-libipsec kernel-netlink socket-default vici updown"
@@ -103,9 +107,14 @@ def _ip(namespace: str, *words: str) -> None:
 
 
 class Charon:
-    """One charon in ``namespace``, with its files in ``folder``. Without ``logs`` it writes none."""
+    """One charon in ``namespace``, with its files in ``folder``. Without ``logs`` it writes none.
 
-    def __init__(self, namespace: Namespace, folder: Path, *, logs: bool = True) -> None:
+    With ``kernel_esp`` its ESP is that of the kernel, as it is, by the interface with the if_id ``IF_ID``.
+    """
+
+    def __init__(
+        self, namespace: Namespace, folder: Path, *, logs: bool = True, kernel_esp: bool = False
+    ) -> None:
         self.folder = folder
         self.log_file = folder / "charon.log"
         self._uri = f"unix://{folder}/vici.sock"
@@ -124,7 +133,10 @@ class Charon:
         }
         for name in ("x509", "x509ca", "private"):
             (folder / "swanctl" / name).mkdir(parents=True, exist_ok=True)
-        settings = _STRONGSWAN_CONF.replace("FOLDER", str(folder))
+        self._kernel_esp = kernel_esp
+        esp, plugins = (_KERNEL_ESP, _KERNEL_PLUGINS) if kernel_esp else (_LIBIPSEC_ESP, PLUGINS)
+        settings = _STRONGSWAN_CONF.replace("PLUGINS", plugins).replace("ESP", esp)
+        settings = settings.replace("FOLDER", str(folder))
         for level in ("default = 1", "ike = 2") if not logs else ():
             settings = settings.replace(level, "default = -1")
         (folder / "strongswan.conf").write_text(settings)
@@ -182,12 +194,14 @@ class Charon:
         esp_group: str | None = None,
         expects: Issued | None = None,
         lifetimes: tuple[int, int] = (14_400, 3_600),
+        address: IPv6Address = A,
     ) -> None:
         """Make ``issued`` charon's certificate, and the connection ``acp`` one with ``group``.
 
         It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given. For
         child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none. It takes
         everybody, or only whom it ``expects``. ``lifetimes`` are of the IKE SA and of the child, in seconds.
+        Our end is at ``address``.
         """
         base = self.folder / "swanctl"
         for old in base.glob("*/*"):
@@ -200,17 +214,18 @@ class Charon:
         (anchor,) = issued.anchors
         for number, certificate in enumerate((trusts or anchor, *issued.chain)):
             (base / "x509ca" / f"{number}.pem").write_bytes(certificate.public_bytes(Encoding.PEM))
-        address = issued.node_name.address
         text = _SWANCTL_CONF.format(
             group=group,
             esp_group=f"-{group}" if esp_group is None else esp_group,
-            id=address,
+            id=issued.node_name.address,
             ike_lifetime=lifetimes[0],
             child_lifetime=lifetimes[1],
             peer_id="%any" if expects is None else expects.node_name.address,
             dpd_delay=dpd_delay,
             cipher=cipher,
-            a=A,
+            encap="no" if self._kernel_esp else "yes",
+            interface=f"if_id_in = {IF_ID}\n        if_id_out = {IF_ID}" if self._kernel_esp else "",
+            a=address,
             b=B,
         )
         (base / "swanctl.conf").write_text(text)
@@ -404,9 +419,33 @@ class Node:
         return self.of(Closed)
 
 
-_STRONGSWAN_CONF = f"""
-charon-systemd {{
-  load = {PLUGINS}
+_LIBIPSEC_ESP = """    kernel-libipsec {
+      load = yes
+      allow_peer_ts = yes
+    }
+    # Without the two marks its own route for ::/0 would take its IKE messages.
+    socket-default {
+      use_ipv4 = no
+      fwmark = 0x42
+    }
+    kernel-netlink {
+      fwmark = !0x42
+    }
+"""
+
+_KERNEL_PLUGINS = PLUGINS.replace("kernel-libipsec ", "")
+_KERNEL_ESP = """    socket-default {
+      use_ipv4 = no
+    }
+    kernel-netlink {
+      # The interface is in another namespace, and the routes are there.
+      install_routes_xfrmi = no
+    }
+"""
+
+_STRONGSWAN_CONF = """
+charon-systemd {
+  load = PLUGINS
   load_modular = no
   install_virtual_ip = no
   process_route = no
@@ -415,39 +454,27 @@ charon-systemd {{
   retransmit_tries = 2
   cookie_threshold = 1
   half_open_timeout = 2
-  plugins {{
-    vici {{
+  plugins {
+    vici {
       socket = unix://FOLDER/vici.sock
-    }}
-    kernel-libipsec {{
-      load = yes
-      allow_peer_ts = yes
-    }}
-    # Without the two marks its own route for ::/0 would take its IKE messages.
-    socket-default {{
-      use_ipv4 = no
-      fwmark = 0x42
-    }}
-    kernel-netlink {{
-      fwmark = !0x42
-    }}
-    revocation {{
+    }
+ESP    revocation {
       enable_ocsp = no
       enable_crl = no
-    }}
-  }}
-  filelog {{
-    log {{
+    }
+  }
+  filelog {
+    log {
       path = FOLDER/charon.log
       default = 1
       ike = 2
       flush_line = yes
-    }}
-  }}
-  journal {{
+    }
+  }
+  journal {
     default = -1
-  }}
-}}
+  }
+}
 """
 
 _SWANCTL_CONF = """
@@ -457,7 +484,7 @@ connections {{
     local_addrs = {b}%b0
     remote_addrs = {a}%b0
     proposals = {cipher}-prfsha256-{group}
-    encap = yes
+    encap = {encap}
     mobike = no
     fragmentation = yes
     dpd_delay = {dpd_delay}s
@@ -478,6 +505,7 @@ connections {{
         # With a group: rekeying a child without one would have no forward secrecy, and is refused.
         esp_proposals = aes256gcm16{esp_group}
         mode = tunnel
+        {interface}
         rekey_time = {child_lifetime}s
       }}
     }}
