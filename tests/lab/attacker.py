@@ -11,12 +11,13 @@ import fcntl
 import itertools
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
@@ -39,6 +40,7 @@ from minerva.ikev2.constants import IKE_PORT, ExchangeType
 from minerva.ikev2.endpoint import Endpoint
 from minerva.ikev2.errors import IkeDecodeError
 from minerva.ikev2.message import Header
+from minerva.lab import nodes
 from minerva.lab.network import host_namespace, namespace_prefix
 from minerva.linux import namespace, sockets
 from minerva.linux.icmp import EchoSocket
@@ -176,6 +178,18 @@ def standing_lab(topology: str, name: str, directory: Path, *options: str) -> It
     prefixes = [namespace_prefix(name), *(f"minerva-{mark}-" for mark in marks)]
     assert [left for prefix in prefixes for left in namespace.names(prefix)] == []
     until(lambda: not any(map(_runs, pids)), "all processes have ended")
+
+
+def kill_and_start(lab: StandingLab, node: str) -> None:
+    """Kill all processes of a node at once, and start it again."""
+    it = nodes.LabNode(node, lab.directory / "nodes" / node)
+    for pid in nodes._processes([it]):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    it.start(lab.host(node), follow_us=False)
+    assert it.process is not None
+    # It ends with the lab, and is not waited for.
+    it.process.returncode = 0
 
 
 def _runs(pid: int) -> bool:

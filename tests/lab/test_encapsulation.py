@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import socket
 import time
 from collections import Counter
@@ -19,7 +20,17 @@ from minerva.ikev2.encapsulation import NON_ESP_MARKER
 from minerva.linux.firewall import MARKED_IKE_PORT
 from tests.lab import attacker as tools
 from tests.lab import tshark
-from tests.lab.attacker import ESP, UDP, Pings, StandingLab, Wire, counter, standing_lab, until
+from tests.lab.attacker import (
+    ESP,
+    UDP,
+    Pings,
+    StandingLab,
+    Wire,
+    counter,
+    kill_and_start,
+    standing_lab,
+    until,
+)
 from tests.lab.conftest import lab_run
 from tests.lab.tshark import Witness
 
@@ -275,3 +286,37 @@ def test_garbage_as_esp_is_counted(attack: Attack) -> None:
     spent = attack.flood((b"\1" + chance.randbytes(60) for _ in range(PACKETS)), stranger=True)
     assert attack.drops() == before
     assert spent < 0.5
+
+
+# --- a neighbour that is set otherwise ------------------------------------------------------------------
+
+
+def set_to(lab: StandingLab, node: str, mode: str) -> None:
+    """Start a node that is killed again with another setting."""
+    file = lab.directory / "nodes" / node / "minerva.toml"
+    text = file.read_text()
+    changed = re.sub(r'("udp_encapsulation" = )"\w+"', rf'\1"{mode}"', text)
+    assert changed != text
+    file.write_text(changed)
+    kill_and_start(lab, node)
+
+
+def test_the_channel_follows_a_neighbour_that_changes_its_mind(lab: StandingLab) -> None:
+    """While the other end has the old one up: a channel has one way, so there is another channel."""
+    ends = [lab.status(node)["acp0"]["address"] for node in "ba"]
+    for mode, in_udp in (("off", False), ("accept", True)):
+        (before,) = lab.channels("b")
+        set_to(lab, "a", mode)
+        with Pings(lab.host("b"), *ends) as pings:
+            until(pings.reaches, "a is reached again")
+            for node, other in ("ab", "ba"):
+                assert lab.channel(node, other)["udp_encapsulation"] is in_udp
+                assert lab.channel(node, other)["mtu"] == (1418 if in_udp else 1426)
+            (after,) = lab.channels("b")
+            assert after != before
+            until(lambda: lab.channel("b", "a")["connections"] == 1, "the old connection is gone")
+            pings.forget()
+            for _ in range(20):
+                pings.send()
+                time.sleep(0.05)
+            assert pings.lost() == 0

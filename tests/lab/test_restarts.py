@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 
 import pytest
 
-from minerva.lab import nodes
-from tests.lab.attacker import Pings, StandingLab, standing_lab, until
+from tests.lab.attacker import Pings, StandingLab, kill_and_start, standing_lab, until
 
 pytestmark = pytest.mark.root
 
@@ -34,18 +30,6 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
     with standing_lab(str(directory / "parallel.toml"), "restarts", directory) as found:
         until(lambda: all(len(found.channels(node)) == 2 for node in "ab"), "both links have a channel")
         yield found
-
-
-def kill_and_start(lab: StandingLab, node: str) -> None:
-    """Kill all processes of a node at once, and start it again."""
-    it = nodes.LabNode(node, lab.directory / "nodes" / node)
-    for pid in nodes._processes([it]):
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    it.start(lab.host(node), follow_us=False)
-    assert it.process is not None
-    # It ends with the lab, and is not waited for.
-    it.process.returncode = 0
 
 
 def test_both_links_carry_a_channel(lab: StandingLab) -> None:
