@@ -203,7 +203,7 @@ def test_withdraw() -> None:
 def test_nothing_is_fragmented() -> None:
     """What does not fit into a packet of 1280 bytes is refused when it is to be announced.
 
-    covers: G2.5.3-1, 6.4-17
+    covers: G2.5.3-1, 6.4-17, 6.13.3-2
     """
     core = _instance()
     fits = [Announcement(AN_ACP, "m" * 200, TransportProto.IPPROTO_UDP, 1000)] * 5

@@ -365,6 +365,28 @@ def test_ike_sa_init(captures: Captures) -> None:
     assert len(set(ephemeral.values())) == len(ephemeral), "a new key for every SA at either end"
 
 
+def test_no_packet_before_the_channel_is_decided_on(captures: Captures) -> None:
+    """With one protocol there is: what authenticates is used. Until then neither end sends anything by it.
+
+    covers: 6.6-7
+    """
+    first: dict[str, dict[frozenset[str], float]] = {}
+    for what, condition in (
+        ("answer", "isakmp.exchangetype == 35 && isakmp.flag_r == 1"),
+        ("esp", "esp"),
+    ):
+        frames = sorted(
+            captures.with_keys.frames(condition, "frame.time_epoch", "ipv6.src", "ipv6.dst"), key=time_of
+        )
+        for frame in frames:
+            # The outer addresses; inside of ESP there are others.
+            pair = frozenset((frame["ipv6.src"][0], frame["ipv6.dst"][0]))
+            first.setdefault(what, {}).setdefault(pair, time_of(frame))
+    assert len(first["esp"]) == captures.found["channels"]
+    for pair, sent in first["esp"].items():
+        assert sent > first["answer"][pair] - CLOCK_RACE_SECONDS
+
+
 def test_ike_auth(captures: Captures) -> None:
     """
     covers: 6.8.2-2, 6.8.2-4, 6.8.3.1-3, 6.8.3.1.1-2, 6.8.3.1.2-2, 6.8.3.1.2-5, 6.8.3.1.2-6

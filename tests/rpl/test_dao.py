@@ -248,7 +248,10 @@ def test_targets_are_gathered() -> None:
 
 
 def test_many_targets_in_several_messages() -> None:
-    """None longer than an IPv6 packet of 1280 bytes, each after the acknowledgement of the one before."""
+    """None longer than an IPv6 packet of 1280 bytes, each after the acknowledgement of the one before.
+
+    covers: 6.13.3-2
+    """
     bench = settled(512)
     prefixes = [own_prefix(100 + number) for number in range(100)]
     for number, prefix in enumerate(prefixes):

@@ -193,3 +193,21 @@ def test_what_stands_in_the_field_host(name: Any, shown: str) -> None:
             return name
 
     assert session_module._address_of(Socket()) == shown  # type: ignore[arg-type]
+
+
+# --- HTTP authentication -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("operation", ["requestvoucher", "cacerts", "csrattrs", "simpleenroll"])
+@pytest.mark.parametrize("scheme", ["Basic", "Digest"])
+def test_a_device_has_no_password_for_anybody(operation: str, scheme: str) -> None:
+    """Whoever asks for one, before there is a voucher or after, gets no second request with an answer.
+
+    covers: E-11
+    """
+    challenge = Answer(401, b"who?", headers=[("WWW-Authenticate", f'{scheme} realm="est", nonce="n"')])
+    registrar = Registrar(handlers={operation: lambda _: challenge})
+    fail(registrar)
+    assert registrar.of(operation)
+    assert all("authorization" not in asked.headers for asked in registrar.asked)
+    assert all(len({asked.body for asked in registrar.of(name)}) <= 1 for name in registrar.operations())
