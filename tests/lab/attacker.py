@@ -18,7 +18,7 @@ import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -492,8 +492,8 @@ def believe(chain: Sequence[x509.Certificate]) -> Member:
 class Peer:
     """A peer at the end of a wire. It announces itself, answers, and initiates when told so.
 
-    Use it in asyncio. ``answers`` counts the attempts (IKE_SA_INIT requests) of ours that were answered,
-    by the address that answered.
+    Use it in asyncio. With ``ula`` that is the only address at which it announces itself. ``answers`` counts
+    the attempts (IKE_SA_INIT requests) of ours that were answered, by the address that answered.
     """
 
     wire: Wire
@@ -503,6 +503,7 @@ class Peer:
     failed: list[ike.Failed] = field(default_factory=list)
     closed: list[ike.Closed] = field(default_factory=list)
     answers: dict[IPv6Address, set[bytes]] = field(default_factory=dict)
+    ula: IPv6Address | None = None
 
     def start(self, *, announce: bool = True) -> None:
         """Open the sockets, and announce this peer on the link."""
@@ -513,13 +514,13 @@ class Peer:
             )
             ike_socket = sockets.udp_socket(WIRE, IKE_PORT)
         self._dull = DullInstance(self.wire.address, random=random.SystemRandom())
-        self._endpoint = Endpoint(self.wire.address, self.identity, believe, os.urandom)
+        self._endpoint = Endpoint(self.wire.address, self.identity, believe, os.urandom, ula=self.ula)
         self._runners = [
             CoreRunner(self._dull, dull_socket, lambda *_: None),
             CoreRunner(self._endpoint, ike_socket, self._on_event, accept=self._note),
         ]
         if announce:
-            self._dull.announce([AN_ACP_IKEV2], now)
+            self._dull.announce([replace(AN_ACP_IKEV2, address=self.ula)], now)
         self._pump()
 
     def _pump(self) -> None:
