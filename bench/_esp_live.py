@@ -16,6 +16,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
@@ -25,11 +26,11 @@ from pathlib import Path
 from typing import Final
 
 from minerva.connect import messages as m
-from minerva.connect.ipc import encode, socket_pair
+from minerva.connect.ipc import MAX_PACKET, decode, encode, socket_pair
 from minerva.core.secret import Secret
 from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE
-from minerva.linux import sockets
+from minerva.linux import scheduling, sockets
 from minerva.linux.icmp import EchoSocket
 from minerva.linux.namespace import Namespace
 from minerva.linux.tun import open_tun
@@ -173,6 +174,7 @@ def minerva(made: Tunnel, *, large_buffers: bool) -> None:
             )
         made.start([sys.executable, "-c", _END, str(child.fileno())], pass_fds=(child.fileno(),))
         child.close()
+        threading.Thread(target=_supervise, args=(supervisor, made.processes[-1].pid), daemon=True).start()
         socket.send_fds(
             supervisor, [encode(m.ChannelAttach(1, made.device, INNER_MTU, REKEY_BYTES))], [tun, esp.fileno()]
         )
@@ -180,6 +182,14 @@ def minerva(made: Tunnel, *, large_buffers: bool) -> None:
         os.close(tun)
         esp.close()
         _inner(made, end, made.device)
+
+
+def _supervise(supervisor: socket.socket, pid: int) -> None:
+    """Let a data plane process go first when it is ready and when there is traffic, as in a node."""
+    with suppress(OSError):  # it has ended
+        while packet := supervisor.recv(MAX_PACKET):
+            if isinstance(decode(packet), m.Ready | m.Traffic):
+                scheduling.go_first(pid)
 
 
 def wireguard_go(made: Tunnel) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import os
+import signal
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -16,6 +17,7 @@ from minerva.connect import messages as m
 from minerva.connect.data_plane import DataPlane
 from minerva.core.secret import Secret
 from minerva.esp.sa import InboundSA, OutboundSA
+from minerva.linux import scheduling
 
 KEYS = {number: Secret(bytes([number]) * 36) for number in range(1, 7)}
 
@@ -301,6 +303,22 @@ def test_a_packet_that_the_interface_refuses_is_counted(monkeypatch: pytest.Monk
         assert try_read(bench.acp) == ipv6(b"good")
         [channel] = bench.plane.state()["channels"]
         assert channel["unsent"] == 1
+        await bench.close()
+
+    asyncio.run(main())
+
+
+def test_others_have_their_turns_when_there_is_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    monkeypatch.setattr(scheduling, "go_with_others", lambda: calls.append("with others"))
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        os.kill(os.getpid(), signal.SIGXCPU)  # as the kernel does
+        await settle()
+        assert calls == ["with others"]
+        assert await bench.sent_with() == "00000190", "it goes on"
         await bench.close()
 
     asyncio.run(main())

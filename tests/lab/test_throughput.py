@@ -9,6 +9,7 @@ import os
 import random
 import secrets
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -27,7 +28,7 @@ from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE, OutboundSA
 from minerva.linux.namespace import Namespace
 from minerva.linux.tun import open_tun
-from tests.lab.attacker import StandingLab, run, standing_lab
+from tests.lab.attacker import Pings, StandingLab, run, standing_lab, until
 
 pytestmark = pytest.mark.root
 
@@ -150,6 +151,25 @@ def test_iperf3(lab: StandingLab, direction: list[str]) -> None:
     assert lab.channels("n1") == channels
     # What TCP makes of losses in queues is its business; nothing may be damaged or come twice.
     assert drops(lab) == dropped
+
+
+def test_the_data_plane_goes_first(lab: StandingLab) -> None:
+    """Before ordinary processes, and again after a second in which it had no rest, if there is traffic."""
+    if len(os.sched_getaffinity(0)) < 2:
+        pytest.skip("needs two processors")
+    pid = lab.processes("n1")["data-plane"]["pid"]
+    first = os.SCHED_RR | os.SCHED_RESET_ON_FORK
+    assert os.sched_getscheduler(pid) == first
+    os.kill(pid, signal.SIGXCPU)  # as the kernel does
+    until(lambda: os.sched_getscheduler(pid) != first, "it is an ordinary process")
+    with Pings(lab.host("n1"), acp0(lab, "n1"), acp0(lab, "n2")) as pings:
+
+        def is_first() -> bool:
+            pings.send()
+            return os.sched_getscheduler(pid) == first
+
+        until(is_first, "it goes first again")
+    assert lab.processes("n1")["data-plane"]["pid"] == pid
 
 
 # --- one TUN interface -------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import asyncio
 import errno
 import logging
 import os
+import signal
 import socket
 from typing import Any
 
@@ -26,6 +27,7 @@ from minerva.connect.messages import (
 from minerva.connect.sending import SETTLE_SECONDS, SendingOrder
 from minerva.esp.packet import spi_of
 from minerva.esp.sa import LAST_SEQUENCE, ChannelSAs, InboundSA, OutboundSA
+from minerva.linux import scheduling
 
 log = logging.getLogger(__name__)
 
@@ -185,6 +187,9 @@ class DataPlane(Child):
         self._loop = asyncio.get_running_loop()
         self._channels: dict[int, _Channel] = {}
         self._loop.call_later(_TRAFFIC_SECONDS, self._report)
+        # The supervisor lets this process run before others, as a small buffer is full in a millisecond.
+        self._loop.add_signal_handler(signal.SIGXCPU, self._go_with_others)
+        scheduling.limit()
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         match message:
@@ -206,6 +211,11 @@ class DataPlane(Child):
     def _detach(self, number: int) -> None:
         if (channel := self._channels.pop(number, None)) is not None:
             channel.close()
+
+    def _go_with_others(self) -> None:
+        """Do not do work without an end at the expense of others; the supervisor may change that again."""
+        scheduling.go_with_others()
+        log.info("no rest for %.0f ms: others have their turns again", scheduling.RESTLESS_SECONDS * 1e3)
 
     def _report(self) -> None:
         """Tell who was heard, and whose keys are used up."""

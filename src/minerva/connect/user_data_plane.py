@@ -7,6 +7,7 @@ The TUN interface is made in the ACP namespace, the ESP socket in the link names
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,11 @@ from minerva.connect.children import Children
 from minerva.connect.ipc import Message
 from minerva.connect.ports import DEVICE
 from minerva.ikev2.constants import ENCAPSULATION_PORT
-from minerva.linux import sockets
+from minerva.linux import scheduling, sockets
 from minerva.linux.errors import LinuxError
 from minerva.linux.tun import open_tun
+
+log = logging.getLogger(__name__)
 
 _ROLE = "data-plane"
 
@@ -61,11 +64,21 @@ class UserDataPlane:
 
     def _child_ready(self) -> None:
         """Only a data plane that is there can be given fresh keys."""
+        self._go_first()
         self._tell(m.DataPlaneLost())
+
+    def _go_first(self) -> None:
+        """Let the child run before ordinary processes: what arrives does not wait for long."""
+        try:
+            scheduling.go_first(self._children[_ROLE].pid)
+        except OSError as error:
+            log.debug("the data plane cannot go before other processes: %s", error.strerror)
 
     def _from_child(self, message: Message) -> bool:
         if not isinstance(message, m.Traffic | m.ChannelFault | m.ChannelRekey):
             return False
+        if isinstance(message, m.Traffic):
+            self._go_first()  # again, if it had no rest: but not for a flood of which nothing is authentic
         self._tell(message)
         return True
 
