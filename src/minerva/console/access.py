@@ -19,6 +19,8 @@ from typing import Final, Protocol
 from minerva.console import passwords
 from minerva.console.audit import Entry
 from minerva.console.config import ROLES, Config, Group, User
+from minerva.console.krl import Credential
+from minerva.console.revoked import Revoked
 from minerva.core.errors import MinervaError
 from minerva.core.rate import TokenBucket
 
@@ -81,6 +83,8 @@ class Identity:
     """Roles and the patterns of consoles that they are for; None for those that the configuration says."""
     until: float | None = None
     """When its rights end."""
+    shown: Credential | None = None
+    """The key or certificate that it logged in by, if it was one: it may be revoked."""
     hurried: bool = False
     """May want as much at once as it likes: it comes by the control socket, which is for root."""
 
@@ -100,6 +104,7 @@ class Access:
     """The users, groups and keys of one configuration."""
 
     def __init__(self, config: Config) -> None:
+        self.revoked = Revoked("")
         self.use(config)
 
     def use(self, config: Config) -> None:
@@ -112,6 +117,8 @@ class Access:
             for key in user.keys:
                 self._keys.setdefault(_blob(key), []).append(name)
         self._authorities = {_blob(key) for key in config.access.user_ca}
+        if config.access.revoked != self.revoked.path:
+            self.revoked = Revoked(config.access.revoked)
 
     @property
     def passwords(self) -> bool:
@@ -126,6 +133,8 @@ class Access:
     def role(self, identity: Identity, console: str, now: float) -> Role | None:
         """Return the highest role somebody has at a console."""
         if identity.until is not None and now >= identity.until:
+            return None
+        if identity.shown is not None and self.revoked.has(identity.shown, now):
             return None
         grants = self._grants.get(identity.user, ()) if identity.grants is None else identity.grants
         return max((role for role, pattern in grants if fnmatchcase(console, pattern)), default=None)

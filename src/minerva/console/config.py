@@ -93,6 +93,8 @@ class Access:
     """So many failed logins a minute from one address; then it has to wait."""
 
 
+    revoked: str = ""
+    """The file of the keys and certificates that are good no more: OpenSSH's KRL, or public keys."""
 @dataclass(frozen=True, slots=True)
 class Group:
     """What its members may do; each is a list of patterns of consoles. Each role has those before it."""
@@ -235,6 +237,8 @@ def _check(config: Config, where: str) -> None:
     number(config.access.failures, 1, 1000, f"{where}.access.failures")
     for key in config.access.user_ca:
         _check_key(key, f"{where}.access.user_ca")
+    if config.access.revoked and not config.access.revoked.startswith("/"):
+        raise UsageError(f"{where}.access.revoked must be a file, and begin with /")
     for kind, names in (
         ("groups", config.groups),
         ("users", config.users),

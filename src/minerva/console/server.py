@@ -190,6 +190,7 @@ class ConsoleServer:
             "announced": self._announcer is not None and not self._announcer.problem,
             "announcement_problem": None if self._announcer is None else self._announcer.problem,
             "audit_failures": self._audit.failures,
+            "revoked_problem": self.access.revoked.problem,
             "alerts": self._notifier.told,
             "alerts_dropped": self._notifier.dropped,
             "consoles": [self._consoles[name].as_json() for name in self.names()],

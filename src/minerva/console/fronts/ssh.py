@@ -29,6 +29,7 @@ from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
 from minerva.console.fronts.driver import Driver
 from minerva.console.fronts.ssh_keys import KnownKeys, certificate_name, host_keys
+from minerva.console.krl import Credential, DecodeError
 from minerva.console.listeners import Connections
 from minerva.console.menu import Menu, table
 from minerva.console.power import PowerAction
@@ -198,6 +199,7 @@ class _Server(asyncssh.SSHServer):
         self._passwords = self._keys = self._failures = self._bytes = 0
         self._counted = False
         self._shown = b""
+        self._refusal = ""
         self.identity: Identity | None = None
         self.sessions: set[_Session] = set()
         self.transport_full = False
@@ -303,13 +305,18 @@ class _Server(asyncssh.SSHServer):
             self._too_many()
             return False
         access: Access = self._front.desk.guard.access
+        try:
+            shown = Credential.decode(blob if principals is None else self._shown)
+        except DecodeError as error:
+            self._refusal = str(error)
+            return False
         if principals is None:
             users = access.users_of_key(blob)
             how = f"key {fingerprint}"
-        elif access.is_authority(blob):
+        elif access.is_authority(blob) and shown.authority == blob:
             # A certificate for no name in particular would be one for all.
             users = tuple(name for name in principals if access.is_user(name))
-            how = f"{certificate_name(self._shown)} of CA {fingerprint}"
+            how = f"{certificate_name(shown)} of CA {fingerprint}"
         else:
             return False
         wanted = self._login.user
@@ -317,7 +324,10 @@ class _Server(asyncssh.SSHServer):
             users = tuple(name for name in users if name == wanted)
         if len(users) != 1:
             return False
-        self._candidate = Identity(users[0], self._where, how)
+        if why := access.revoked.refuses(shown):
+            self._refusal = f"{how}: {why}"
+            return False
+        self._candidate = Identity(users[0], self._where, how, shown=shown)
         return True
 
     def _fail(self, why: str, *, guess: bool) -> None:
@@ -326,7 +336,7 @@ class _Server(asyncssh.SSHServer):
         front, now = self._front, self._front.desk.clock()
         front.throttle.failed(self._source, now, guess=guess)
         blocked = front.throttle.blocked(self._source, now)
-        why = why or ("no good key or password" if self._name else "")
+        why = why or self._refusal or ("no good key or password" if self._name else "")
         if why or blocked:
             stranger = Identity(self._name, self._where)
             detail = f"{why}; {self._source} has to wait now" if blocked else why

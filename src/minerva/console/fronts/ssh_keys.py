@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,9 +9,8 @@ from typing import Final
 
 import asyncssh
 from asyncssh.auth_keys import SSHAuthorizedKeys
-from cryptography.exceptions import UnsupportedAlgorithm
-from cryptography.hazmat.primitives.serialization import SSHCertificate, load_ssh_public_identity
 
+from minerva.console.krl import Credential
 from minerva.core.errors import UsageError
 
 _KINDS: Final = (("ssh-ed25519", "ssh_host_ed25519_key"), ("ecdsa-sha2-nistp256", "ssh_host_ecdsa_key"))
@@ -51,16 +49,9 @@ def _make(directory: Path, path: Path, algorithm: str) -> None:
     path.with_name(f"{path.name}.pub").write_bytes(key.export_public_key("openssh"))
 
 
-def certificate_name(blob: bytes) -> str:
-    """Return what to call a certificate in SSH's encoding: by its id and number, if they can be read."""
-    algorithm = blob[4 : 4 + int.from_bytes(blob[:4])]
-    try:
-        found = load_ssh_public_identity(algorithm + b" " + base64.b64encode(blob))
-    except (ValueError, UnsupportedAlgorithm):  # those of security keys are not known there
-        return "certificate"
-    if not isinstance(found, SSHCertificate):
-        return "certificate"
-    return f"certificate {found.key_id.decode('utf-8', 'replace')!r} number {found.serial}"
+def certificate_name(shown: Credential) -> str:
+    """Return what to call a certificate: by its id and number."""
+    return f"certificate {shown.key_id.decode('utf-8', 'replace')!r} number {shown.serial}"
 
 
 class KnownKeys(SSHAuthorizedKeys):
