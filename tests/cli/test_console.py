@@ -15,7 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from minerva.core import settings
 from tests.console.serving import Serving, until
+
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z"
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +50,7 @@ def test_list(serving: Serving) -> None:
     assert "a\\u001b[31mb" in done.stdout
     found = json.loads(serving.cli("list", "--json").stdout)
     assert [item["name"] for item in found] == ["echo", "evil", "sh"]
+    assert re.fullmatch(TIME, found[0]["changed"])
 
 
 def test_send_log_search(serving: Serving) -> None:
@@ -60,6 +64,18 @@ def test_send_log_search(serving: Serving) -> None:
     found = serving.cli("search", "^(onetwo|threefour)$", "--json").stdout.splitlines()
     assert [json.loads(line)["text"] for line in found] == ["onetwo", "threefour"]
     assert serving.cli("search", "[").returncode == 2
+    # The times that are shown are those that can be asked for.
+    when = json.loads(found[-1])["time"]
+    assert re.fullmatch(TIME, when)
+    assert serving.cli("search", "threefour$", "--since", when).stdout.startswith(f"{when} sh ")
+    nothing = serving.cli("search", "threefour$", "--until", "2020-01-01")
+    assert (nothing.returncode, nothing.stdout, nothing.stderr) == (1, "", "")
+    for wrong in ("yesterday", "99999-01-01"):
+        done = serving.cli("search", "x", "--since", wrong)
+        assert done.returncode == 2
+        assert f"'{wrong}' is not a time, such as 2" in done.stderr
+    done = serving.cli("search", "x", "--console", "Shh")
+    assert (done.returncode, "; did you mean sh?" in done.stderr) == (2, True)
     assert serving.cli("send", "sh").returncode == 2
     log = until(lambda: (it := serving.cli("log", "evil").stdout) and "boo" in it and it, "the record")
     assert "\x1b" not in log
@@ -69,6 +85,50 @@ def test_send_log_search(serving: Serving) -> None:
 def test_replay(serving: Serving) -> None:
     serving.cli("send", "echo", "--no-enter", "as it was")
     until(lambda: "as it was" in serving.cli("replay", "--speed", "1000", "echo").stdout, "the record")
+    done = serving.cli("replay", "echo", "--since", "2100-01-01")
+    assert (done.returncode, "echo said nothing in that time" in done.stderr) == (2, True)
+
+
+def test_records_are_found_without_the_configuration(serving: Serving, tmp_path: Path) -> None:
+    """By the server, which knows where they are, or by naming its directory when it does not run."""
+    environment = {name: value for name, value in os.environ.items() if name != "MINERVA_CONFIG"}
+
+    def log(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "minerva", "console", "log", "sh", *arguments],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
+
+    for arguments in (
+        ("--run-dir", str(serving.run_dir)),
+        ("--run-dir", str(tmp_path), "--directory", str(serving.directory / "state")),
+    ):
+        done = log(*arguments)
+        assert done.returncode == 0, done.stderr
+        assert "* the console is up" in done.stdout
+    done = log("--run-dir", str(tmp_path), "--directory", str(tmp_path))
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"minerva: there are no records: {tmp_path}/records is not there\n",
+    )
+    if not settings.DEFAULT_FILE.exists():
+        done = log("--run-dir", str(tmp_path))
+        assert done.returncode == 2
+        assert "say where the records are with --directory or --config" in done.stderr
+
+
+def test_a_wrong_name_is_answered_with_those_that_are_like_it(serving: Serving, tmp_path: Path) -> None:
+    for command in (["attach"], ["send", "--no-enter", "--stdin"], ["break"], ["who"], ["log"], ["replay"]):
+        done = serving.cli(*command, "EHCO", text="x")
+        assert done.returncode, command
+        assert re.search("no (console|records of) EHCO.*; did you mean echo\\?$", done.stderr.strip()), (
+            command
+        )
+    done = serving.cli("attach", "echo", "--run-dir", str(tmp_path))
+    assert (done.returncode, "start one with 'minerva console run'" in done.stderr) == (1, True)
 
 
 def test_power_asks_first(serving: Serving) -> None:

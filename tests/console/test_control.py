@@ -229,8 +229,10 @@ def test_sending_while_another_one_writes(tmp_path: Path) -> None:
         holder = line.hub.attach("vera", mode=Mode.WRITE, now=0.0)
         client = await Client(path).open()
         sent = {"console": "rack1", "data": base64.b64encode(b"x").decode()}
-        assert (await client.ask("send", **sent))["error"] == "vera writes to rack1"
-        assert (await client.ask("break", console="rack1"))["error"] == "vera writes to rack1"
+        assert (await client.ask("send", **sent))["error"] == "vera writes to rack1: nothing was sent"
+        assert (await client.ask("break", console="rack1"))[
+            "error"
+        ] == "vera writes to rack1: nothing was sent"
         assert not line.typed
         assert not line.breaks
         assert line.hub.holder is holder

@@ -315,7 +315,7 @@ def test_input_for_a_device_that_is_away(room: Room) -> None:
     room.line.hub.upstream_down("unplugged", 1.0)
     shown(will)
     will.receive(b"reboot\r", 2.0)
-    assert "rack1 is not connected: what you typed was not sent" in shown(will)
+    assert "rack1 is not connected (unplugged): what you typed was not sent" in shown(will)
     room.line.hub.upstream_up(3.0)
     assert not room.line.typed
 

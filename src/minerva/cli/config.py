@@ -40,5 +40,7 @@ def check(config_file: Path | None, as_json: bool) -> None:
     if as_json:
         consoles = None if found is None else sorted(found.ports)
         click.echo(json.dumps({"ok": True, "file": str(path), "consoles": consoles}))
-    else:
+    elif path.exists():
         click.echo("ok")
+    else:
+        click.echo(f"ok: there is no {path}, so all is as it is without one")

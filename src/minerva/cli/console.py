@@ -7,36 +7,20 @@ import base64
 import json
 import os
 import signal
-import socket
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from minerva.cli import options
+from minerva.cli import console_records, console_remote, options
+from minerva.cli.console_common import EXTRA, SOCKET, call, config_option, name_argument
 from minerva.cli.options import FiniteRange
 from minerva.cli.table import table
-from minerva.core.errors import MinervaError, UsageError
-from minerva.core.text import printable
+from minerva.core.errors import UsageError
+from minerva.core.text import printable, utc
 
-if TYPE_CHECKING:
-    from minerva.console.announce import Announced
-
-_EXTRA = "the console server needs packages that are not here: pip install 'minerva-acp[console]'"
-_SOCKET = "console.sock"
-_DESCRIPTION = 40
-
-config_option = click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    envvar="MINERVA_CONFIG",
-    show_envvar=True,
-    help="Configuration file.  [default: /etc/minerva/minerva.toml]",
-)
-_name = click.argument("console", metavar="CONSOLE")
+_TIMES = frozenset({"changed", "since", "started", "made", "expires"})
 
 
 @click.group(short_help="Serial consoles and BMCs, here and in the domain.")
@@ -44,7 +28,11 @@ def console() -> None:
     """Serial consoles and BMCs: reach a machine whose network is broken."""
 
 
-@console.command()
+for _command in (console_records.log, console_records.search, console_records.replay, console_remote.connect):
+    console.add_command(_command)
+
+
+@console.command(short_help="Serve consoles, in the foreground.")
 @config_option
 @options.run_dir
 def run(config_file: Path | None, run_dir: Path) -> None:
@@ -62,7 +50,7 @@ def run(config_file: Path | None, run_dir: Path) -> None:
     except ModuleNotFoundError as error:
         if (error.name or "").startswith("minerva"):
             raise
-        raise UsageError(_EXTRA) from error
+        raise UsageError(EXTRA) from error
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
@@ -84,7 +72,7 @@ def run(config_file: Path | None, run_dir: Path) -> None:
 # --- what there is -----------------------------------------------------------------------------------------
 
 
-@console.command("list")
+@console.command("list", short_help="List the consoles, here or in the domain.")
 @options.run_dir
 @options.as_json
 @click.option("--domain", is_flag=True, help="Show the consoles of all nodes of the domain.")
@@ -93,9 +81,9 @@ def list_consoles(run_dir: Path, as_json: bool, domain: bool) -> None:
     if domain:
         _list_domain(run_dir, as_json)
         return
-    found = _call(run_dir, "list")["consoles"]
+    found = call(run_dir, "list")["consoles"]
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
     rows = [
         (
@@ -112,10 +100,10 @@ def list_consoles(run_dir: Path, as_json: bool, domain: bool) -> None:
 
 
 def _list_domain(run_dir: Path, as_json: bool) -> None:
-    names = _node_names(run_dir)
+    names = console_remote.node_names(run_dir)
     rows = [
         (name, state.value, names.get(str(one.address)), str(one.address), one.ssh or None)
-        for one in _find(run_dir)
+        for one in console_remote.find(run_dir)
         for name, state in sorted(one.consoles.items())
     ]
     if as_json:
@@ -132,9 +120,9 @@ def _list_domain(run_dir: Path, as_json: bool) -> None:
 @options.as_json
 def who(console: str | None, run_dir: Path, as_json: bool) -> None:
     """Show who is attached, to one console or to all."""
-    found = _call(run_dir, "who", console=console)["attached"]
+    found = call(run_dir, "who", console=console)["attached"]
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
     rows = [
         (
@@ -143,7 +131,7 @@ def who(console: str | None, run_dir: Path, as_json: bool) -> None:
             item["user"],
             "writes" if item["writing"] else "waits to write" if item["waiting"] else "reads",
             item["source"],
-            _when(item["since"]),
+            utc(item["since"]),
             item["lost"],
         )
         for item in found
@@ -152,16 +140,16 @@ def who(console: str | None, run_dir: Path, as_json: bool) -> None:
     click.echo(table(head, rows, "nobody is attached"))
 
 
-@console.command()
+@console.command(short_help="Show how the console server is.")
 @options.run_dir
 @options.as_json
 def status(run_dir: Path, as_json: bool) -> None:
     """Show how the console server is: where it listens, what is recorded, what went wrong."""
-    found = _call(run_dir, "status")
+    found = call(run_dir, "status")
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
-    click.echo(f"since {_when(found['started'])}, directory {printable(found['directory'])}")
+    click.echo(f"since {utc(found['started'])}, directory {printable(found['directory'])}")
     rows = [
         (item["what"], item["where"], item["port"], item["address"], item["problem"])
         for item in found["listening"]
@@ -187,14 +175,14 @@ def status(run_dir: Path, as_json: bool) -> None:
     click.echo("\n" + table(head, consoles, "there are no consoles", flexible="REASON"))
 
 
-@console.command()
+@console.command(short_help="Have the server read its configuration again.")
 @options.run_dir
 @options.as_json
 def reload(run_dir: Path, as_json: bool) -> None:
     """Have the server read its configuration again; consoles that stay the same are not touched."""
-    found = _call(run_dir, "reload")
+    found = call(run_dir, "reload")
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
     for what in ("added", "removed", "changed"):
         if found[what]:
@@ -206,8 +194,8 @@ def reload(run_dir: Path, as_json: bool) -> None:
 # --- one console -------------------------------------------------------------------------------------------
 
 
-@console.command()
-@_name
+@console.command(short_help="Have this terminal become a console.")
+@name_argument
 @click.option("--read", "mode", flag_value="read", help="Only read.")
 @click.option("--write", "mode", flag_value="write", help="Ask to write, if another one does.")
 @click.option(
@@ -217,7 +205,7 @@ def reload(run_dir: Path, as_json: bool) -> None:
     show_default=True,
     help="Show so many bytes of before, first.",
 )
-@click.option("--escape", help="What begins commands, such as ^Ec (which is the default).")
+@click.option("--escape", help="What begins commands.  [default: as configured: ^Ec]")
 @click.option("--user", help="The user to log in as, at a console of another node.")
 @options.run_dir
 def attach(
@@ -228,22 +216,28 @@ def attach(
     NODE is an address, or a name as 'minerva inventory' has it. A console that is not here but at one node
     of the domain is found there. The escape, by default ^Ec, and '?' show what can be done; '.' leaves.
     """
+    from minerva.asa.protocol import API_SOCKET
     from minerva.console import client
 
     name, _, node = console.partition("@")
+    here: list[str] = []
     if not node and user is None:
-        here = _call(run_dir, "list")["consoles"] if (run_dir / _SOCKET).exists() else []
-        if any(item["name"] == name for item in here):
-            client.attach(run_dir / _SOCKET, name, mode=mode, replay=replay, escape=escape)
+        try:
+            here = [item["name"] for item in call(run_dir, "list")["consoles"]]
+        except client.NoServer:
+            if not (run_dir / API_SOCKET).exists():
+                raise
+        if name in here:
+            client.attach(run_dir / SOCKET, name, mode=mode, replay=replay, escape=escape)
             return
-    address, port = _locate(run_dir, name, node)
+    address, port = console_remote.locate(run_dir, name, node, here)
     login = f"{user}:{name}" if user is not None else name
     command = ["read"] if mode == "read" else []
-    _become_ssh(run_dir, address, port, login, command)
+    console_remote.become_ssh(run_dir, address, port, login, command)
 
 
 @console.command(context_settings={"ignore_unknown_options": True})
-@_name
+@name_argument
 @click.argument("text", nargs=-1)
 @click.option("--stdin", "from_stdin", is_flag=True, help="Send what comes on standard input, as it is.")
 @click.option("--no-enter", is_flag=True, help="Do not send Enter after TEXT.")
@@ -260,30 +254,30 @@ def send(
         data += b"\r"
     for start in range(0, len(data), 65_536):
         part = base64.b64encode(data[start : start + 65_536]).decode()
-        _call(run_dir, "send", console=console, data=part, force=force)
+        call(run_dir, "send", console=console, data=part, force=force)
 
 
 @console.command("break")
-@_name
+@name_argument
 @click.option("--seconds", type=FiniteRange(0.001, 10.0), help="How long.  [default: as configured]")
 @options.run_dir
 def send_break(console: str, seconds: float | None, run_dir: Path) -> None:
     """Send a break to CONSOLE."""
-    _call(run_dir, "break", console=console, seconds=seconds)
+    call(run_dir, "break", console=console, seconds=seconds)
 
 
 @console.command()
-@_name
+@name_argument
 @click.argument("action", type=click.Choice(["status", "on", "off", "cycle", "reset"]))
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @options.run_dir
 def power(console: str, action: str, yes: bool, run_dir: Path) -> None:
     """Switch the machine behind CONSOLE, or ask whether it is on."""
     if action != "status" and not yes:
-        attached = _call(run_dir, "who", console=console)["attached"]
+        attached = call(run_dir, "who", console=console)["attached"]
         if not click.confirm(_question(console, action, attached)):
             raise click.Abort
-    said = _call(run_dir, "power", console=console, action=action)["said"]
+    said = call(run_dir, "power", console=console, action=action)["said"]
     click.echo(printable(said))
 
 
@@ -314,126 +308,7 @@ def _question(console: str, action: str, attached: list[dict[str, Any]]) -> str:
 @options.run_dir
 def say(text: tuple[str, ...], name: str | None, run_dir: Path) -> None:
     """Tell something to all who are attached."""
-    _call(run_dir, "say", console=name, text=" ".join(text))
-
-
-# --- records -----------------------------------------------------------------------------------------------
-
-_since = click.option("--since", type=click.DateTime(), help="From this time on (UTC).")
-_until = click.option("--until", type=click.DateTime(), help="Up to this time (UTC).")
-
-
-def _records(config_file: Path | None, console: str | None = None) -> Path:
-    """Return where the records are. Raises UsageError if there are none of ``console``."""
-    from minerva.console import config as configuration
-
-    directory = configuration.load(config_file).records_directory
-    if console is not None and not (directory / console).is_dir():
-        raise UsageError(f"there are no records of {printable(console)} in {directory}")
-    return directory
-
-
-def _utc(moment: datetime | None, otherwise: float) -> float:
-    return otherwise if moment is None else moment.replace(tzinfo=UTC).timestamp()
-
-
-@console.command()
-@_name
-@click.option("-n", "--lines", "count", type=click.IntRange(1), default=50, show_default=True)
-@config_option
-@options.as_json
-def log(console: str, count: int, config_file: Path | None, as_json: bool) -> None:
-    """Show the last lines of the record of CONSOLE, each with its time."""
-    from minerva.console import record_search
-
-    for line in record_search.last_lines(_records(config_file, console), console, count):
-        _show_line(line, as_json, with_name=False)
-
-
-@console.command()
-@click.argument("pattern")
-@click.option("--console", "names", multiple=True, help="Only in these; a pattern.  [default: all]")
-@click.option("-i", "--ignore-case", is_flag=True)
-@_since
-@_until
-@config_option
-@options.as_json
-def search(
-    pattern: str,
-    names: tuple[str, ...],
-    ignore_case: bool,
-    since: datetime | None,
-    until: datetime | None,
-    config_file: Path | None,
-    as_json: bool,
-) -> None:
-    """Show the lines of all records in which PATTERN, a regular expression, is."""
-    import re
-
-    from minerva.console import record_search
-
-    try:
-        compiled = re.compile(pattern, re.IGNORECASE if ignore_case else 0)
-    except re.error as error:
-        raise UsageError(f"{pattern!r} is no regular expression: {error}") from error
-    found = record_search.search(
-        _records(config_file),
-        compiled,
-        consoles=names or ("*",),
-        since=_utc(since, 0.0),
-        until=_utc(until, float("inf")),
-    )
-    for line in found:
-        _show_line(line, as_json, with_name=True)
-
-
-@console.command()
-@_name
-@click.option("--speed", type=FiniteRange(0.01, 10_000), default=1.0, show_default=True)
-@click.option("--max-idle", type=FiniteRange(0, 3600), default=2.0, show_default=True, help="Longest pause.")
-@_since
-@_until
-@config_option
-def replay(
-    console: str,
-    speed: float,
-    max_idle: float,
-    since: datetime | None,
-    until: datetime | None,
-    config_file: Path | None,
-) -> None:
-    """Show on this terminal what CONSOLE said, as it was, at its speed.
-
-    What it said goes to the terminal with all its control sequences, as if attached.
-    """
-    import time
-
-    from minerva.console import record_search
-
-    found = record_search.replay(
-        _records(config_file, console),
-        console,
-        since=_utc(since, 0.0),
-        until=_utc(until, float("inf")),
-        speed=speed,
-        max_idle=max_idle,
-    )
-    for wait, data in found:
-        time.sleep(wait)
-        sys.stdout.buffer.write(data)
-        sys.stdout.buffer.flush()
-
-
-def _show_line(line: Any, as_json: bool, *, with_name: bool) -> None:
-    if as_json:
-        item = {"console": line.console, "at": line.at, "kind": line.kind, "text": line.text}
-        click.echo(json.dumps(item))
-        return
-    moment = datetime.fromtimestamp(line.at, UTC)
-    name = f"{line.console} " if with_name else ""
-    click.echo(
-        f"{moment:%Y-%m-%d %H:%M:%S}.{moment.microsecond // 1000:03} {name}{line.kind} {printable(line.text)}"
-    )
+    call(run_dir, "say", console=name, text=" ".join(text))
 
 
 # --- access ------------------------------------------------------------------------------------------------
@@ -476,7 +351,7 @@ def discover(seconds: float | None, speed: int, enter: bool, as_json: bool) -> N
         click.echo(table(tuple(title.upper() for title in head), rows, "there are no serial lines here"))
 
 
-@console.command()
+@console.command(short_help="Make the hash of a user's password.")
 def password() -> None:
     """Ask for a password and print its hash, for the setting 'password' of a user."""
     from minerva.console.passwords import hash_password
@@ -512,13 +387,13 @@ def create_token(
     role: str, ports: tuple[str, ...], days: float, hours: float, run_dir: Path, as_json: bool
 ) -> None:
     """Make a token and print it, this once."""
-    found = _call(run_dir, "token", role=role, ports=list(ports) or ["*"], days=days, hours=hours)
+    found = call(run_dir, "token", role=role, ports=list(ports) or ["*"], days=days, hours=hours)
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
     click.echo(found["token"])
     click.echo(
-        f"number {found['number']}, good until {_when(found['expires'])}; "
+        f"number {found['number']}, good until {utc(found['expires'])}; "
         "log in as break-glass with it as the password",
         err=True,
     )
@@ -529,12 +404,12 @@ def create_token(
 @options.as_json
 def list_tokens(run_dir: Path, as_json: bool) -> None:
     """List the tokens that have not been used."""
-    found = _call(run_dir, "tokens")["tokens"]
+    found = call(run_dir, "tokens")["tokens"]
     if as_json:
-        click.echo(json.dumps(found))
+        click.echo(json.dumps(_with_times(found)))
         return
     rows = [
-        (item["number"], item["role"], " ".join(item["ports"]), item["made_by"], _when(item["expires"]))
+        (item["number"], item["role"], " ".join(item["ports"]), item["made_by"], utc(item["expires"]))
         for item in found
     ]
     click.echo(table(("NUMBER", "ROLE", "CONSOLES", "MADE BY", "EXPIRES"), rows, "there are no tokens"))
@@ -545,120 +420,18 @@ def list_tokens(run_dir: Path, as_json: bool) -> None:
 @options.run_dir
 def revoke_token(number: str, run_dir: Path) -> None:
     """Make a token useless."""
-    _call(run_dir, "revoke", number=number)
+    call(run_dir, "revoke", number=number)
 
 
-# --- over the ACP ------------------------------------------------------------------------------------------
-
-
-@console.command(short_help="Connect standard input and output to a port in the ACP.")
-@click.argument("address")
-@click.argument("port", type=click.IntRange(1, 65_535))
-@options.run_dir
-def connect(address: str, port: int, run_dir: Path) -> None:
-    """Connect standard input and output to PORT at ADDRESS, a node of the ACP.
-
-    For ssh: ssh -o ProxyCommand='minerva console connect %h %p' -p 2222 CONSOLE@ADDRESS
-    """
-    from minerva.asa.sockets import acp_connect
-    from minerva.console.client import carry
-
-    with acp_connect(_address(address), port, run_dir=run_dir) as given:
-        _wait_connected(given.sock, address, port)
-        carry(given.sock, sys.stdin.fileno(), sys.stdout.fileno())
-
-
-def _wait_connected(sock: socket.socket, address: str, port: int) -> None:
-    import select
-
-    poll = select.poll()
-    poll.register(sock, select.POLLOUT)
-    if not poll.poll(20_000):
-        raise _ConsoleCommandError(f"{address} port {port} does not answer")
-    if code := sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-        raise _ConsoleCommandError(f"{address} port {port}: {os.strerror(code)}")
-
-
-class _ConsoleCommandError(MinervaError):
-    """What was wanted of a console cannot be done."""
-
-
-def _address(text: str) -> Any:
-    from ipaddress import IPv6Address
-
-    try:
-        return IPv6Address(text)
-    except ValueError:
-        raise UsageError(f"{text!r} is not an IPv6 address") from None
-
-
-def _locate(run_dir: Path, console: str, node: str) -> tuple[str, int]:
-    """Return the address and the SSH port of the server that has a console. Raises MinervaError."""
-    from minerva.console.config import Ssh
-
-    servers = _find(run_dir)
-    if node:
-        try:
-            wanted = {str(_address(node))}
-        except UsageError:
-            wanted = {address for address, name in _node_names(run_dir).items() if name == node}
-            if not wanted:
-                raise UsageError(f"there is no node {node!r}: see 'minerva inventory'") from None
-        for one in servers:
-            if str(one.address) in wanted:
-                return str(one.address), one.ssh
-        # It may not be announced, and be there all the same.
-        return wanted.pop(), Ssh().port
-    having = [one for one in servers if console in one.consoles and one.ssh]
-    if not having:
-        raise UsageError(f"there is no console {console!r}, neither here nor announced in the domain")
-    if len(having) > 1:
-        where = ", ".join(f"{console}@{one.address}" for one in having)
-        raise UsageError(f"several nodes have a console {console!r}: say which of {where}")
-    return str(having[0].address), having[0].ssh
-
-
-def _become_ssh(run_dir: Path, address: str, port: int, login: str, command: list[str]) -> None:
-    """Become an ssh that connects over the ACP."""
-    import shlex
-
-    proxy = [sys.executable, "-m", "minerva", "console", "connect", "--run-dir", str(run_dir)]
-    words = [
-        *("ssh", "-o", f"ProxyCommand={shlex.join(proxy)} %h %p"),
-        *("-o", f"HostKeyAlias=minerva-{address}", "-o", "EscapeChar=none"),
-        *("-t", "-p", str(port), "-l", login, address, *command),
-    ]
-    try:
-        os.execvp(words[0], words)
-    except OSError as error:
-        raise UsageError(f"cannot run ssh: {error.strerror}") from error
-
-
-def _find(run_dir: Path) -> list[Announced]:
-    from minerva.cli.grasp_common import one_sentence
-    from minerva.console.announce import find
-
-    with one_sentence():
-        return asyncio.run(find(run_dir))
-
-
-def _node_names(run_dir: Path) -> dict[str, str]:
-    from minerva.asa.protocol import API_SOCKET
-    from minerva.cli.grasp_common import one_sentence
-    from minerva.cli.inventory import take_inventory
-
-    with one_sentence():
-        machines = asyncio.run(take_inventory(run_dir / API_SOCKET, ask=False))
-    # The inventory has the addresses of the nodes' GRASP, which are those of the nodes.
-    return {machine.address: machine.description.name for machine in machines}
-
-
-def _call(run_dir: Path, command: str, **arguments: Any) -> dict[str, Any]:
-    from minerva.console import client
-
-    wanted = {name: value for name, value in arguments.items() if value is not None}
-    return client.call(run_dir / _SOCKET, command, **wanted)
-
-
-def _when(seconds: float) -> str:
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%d %H:%M:%S} UTC"
+def _with_times(found: Any) -> Any:
+    """Return an answer of the server with its times as all commands print them."""
+    if isinstance(found, list):
+        return [_with_times(item) for item in found]
+    if isinstance(found, dict):
+        return {
+            key: utc(value, "milliseconds")
+            if key in _TIMES and isinstance(value, int | float)
+            else _with_times(value)
+            for key, value in found.items()
+        }
+    return found

@@ -46,7 +46,7 @@ def run_dir(function: _F) -> _F:
         default="/run/minerva",
         show_default=True,
         show_envvar=True,
-        help="The running node's control socket.",
+        help="Where the sockets of the node and the console server are.",
     )(function)
 
 

@@ -26,6 +26,10 @@ class ConsoleClientError(MinervaError):
     """There is no console server to talk to, or it does not do what it is asked."""
 
 
+class NoServer(ConsoleClientError):
+    """There is no console server to talk to."""
+
+
 def connect(path: Path) -> socket.socket:
     """Return a connection to the server that listens on ``path``. Raises ConsoleClientError."""
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
@@ -34,9 +38,9 @@ def connect(path: Path) -> socket.socket:
         sock.connect(str(path))
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         sock.close()
-        raise ConsoleClientError(
+        raise NoServer(
             f"no console server runs with the run directory {path.parent}: "
-            "start one with 'minerva console run'"
+            "start one with 'minerva console run', or name its directory with --run-dir"
         ) from None
     except PermissionError:
         sock.close()

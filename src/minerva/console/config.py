@@ -28,6 +28,8 @@ BREAK_GLASS: Final = "break-glass"
 """The name to log in with whose password is a one-time token."""
 ACP: Final = "acp"
 LOOPBACK: Final = "loopback"
+RECORDS: Final = "records"
+"""Where in the directory the records are."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -91,10 +93,10 @@ class Access:
     """Whether users may log in with a password."""
     failures: int = 10
     """So many failed logins a minute from one address; then it has to wait."""
-
-
     revoked: str = ""
     """The file of the keys and certificates that are good no more: OpenSSH's KRL, or public keys."""
+
+
 @dataclass(frozen=True, slots=True)
 class Group:
     """What its members may do; each is a list of patterns of consoles. Each role has those before it."""
@@ -158,7 +160,7 @@ class Config:
     @property
     def records_directory(self) -> Path:
         """Where the records are, in a directory for each console."""
-        return Path(self.directory) / "records"
+        return Path(self.directory) / RECORDS
 
     @property
     def audit_file(self) -> Path:
@@ -187,7 +189,7 @@ def load(path: Path | None) -> Config:
     try:
         config = parse(file.read_text(), str(file))
     except FileNotFoundError:
-        raise UsageError(f"there is no configuration file {file}") from None
+        raise UsageError(f"there is no configuration file {file}; name another with --config") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the configuration file {file}: {error}") from error
     if config is None:
@@ -235,10 +237,10 @@ def _check(config: Config, where: str) -> None:
     _check_fronts(config, where)
     _check_records(config.records, f"{where}.records")
     number(config.access.failures, 1, 1000, f"{where}.access.failures")
-    for key in config.access.user_ca:
-        _check_key(key, f"{where}.access.user_ca")
     if config.access.revoked and not config.access.revoked.startswith("/"):
         raise UsageError(f"{where}.access.revoked must be a file, and begin with /")
+    for key in config.access.user_ca:
+        _check_key(key, f"{where}.access.user_ca")
     for kind, names in (
         ("groups", config.groups),
         ("users", config.users),

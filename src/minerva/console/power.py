@@ -202,7 +202,7 @@ class CommandPower:
         await self._run(command)
 
     async def _run(self, command: tuple[str, ...]) -> str:
-        name = printable(command[0])
+        name = f"the command {printable(command[0])}"
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,

@@ -239,8 +239,9 @@ class Session:
                 part = head[:room]
                 self._hub.input(self.attachment, part, now)
             except NotConnected as error:
-                self._lose(str(error))
-                self.tell(f"{error}: what you typed was not sent")
+                reason = f" ({printable(self._hub.reason)})" if self._hub.reason else ""
+                self._lose(f"{error}{reason}")
+                self.tell(f"{error}{reason}: what you typed was not sent")
                 return
             except HubError as error:
                 self._lose(str(error))
@@ -368,8 +369,7 @@ class Session:
 
     def ask_power(self, action: PowerAction | None) -> None:
         """Have the front switch the machine, or ask whether it is on. The user has been asked already."""
-        if self.console.power is None:
-            raise UsageError(f"nothing is configured to switch the machine of {self.console.name}")
+        self._power()
         if action is None:
             self._require(Action.POWER_STATUS)
         else:
@@ -527,6 +527,8 @@ class Session:
             case "c":
                 self.co_write(not self._hub.co_writing, now)
             case "h":
+                if len(self._hub.who()) < 2:
+                    raise UsageError("nobody else is attached")
                 self._ask(f"hand over to which number?\n {self.who()}\n> ", self._answer_hand_over)
             case "w":
                 self.tell(self.who())
@@ -537,6 +539,7 @@ class Session:
             case "b":
                 self._ask("say to all: ", self.say)
             case "p":
+                self._power()
                 self._ask("power (status, on, off, cycle, reset): ", self._answer_power)
             case "e":
                 self._ask("new escape (such as ^Ec or ^]): ", self._answer_escape)
@@ -544,6 +547,11 @@ class Session:
                 pass
             case _:
                 self.tell(f"there is no such command; {escape_text(self.escape)}? for help")
+
+    def _power(self) -> Power:
+        if self.console.power is None:
+            raise UsageError(f"nothing is configured to switch the machine of {self.console.name}")
+        return self.console.power
 
     def _ask(self, question: str, answer: Callable[[str, float], None]) -> None:
         self._dialogue = (LineEditor(LONGEST_LINE), answer)

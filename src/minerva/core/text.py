@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from datetime import UTC, datetime
+
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -28,3 +31,22 @@ def shortened(text: str, limit: int) -> str:
     """Return ``text`` printable, and cut where it has more than ``limit`` characters."""
     shown = printable(text[: limit + 1])
     return shown if len(shown) <= limit else shown[: limit - 1] + "…"
+
+
+def utc(moment: datetime | float, timespec: str = "seconds") -> str:
+    """Return a time (in seconds since 1970, if it is a number) for people: ``2026-11-25T19:12:10Z``.
+
+    ``timespec`` is that of :meth:`datetime.datetime.isoformat`.
+    """
+    if not isinstance(moment, datetime):
+        moment = datetime.fromtimestamp(moment, UTC)
+    return moment.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """Return what to put behind a sentence about a wrong ``name``: those of ``names`` that are like it."""
+    from difflib import get_close_matches  # only who makes a mistake needs it
+
+    known = {each.lower(): each for each in names}
+    near = [known[each] for each in get_close_matches(name.lower(), known, 3)]
+    return f"; did you mean {printable(' or '.join(near))}?" if near else ""

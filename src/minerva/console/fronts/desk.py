@@ -14,7 +14,7 @@ from minerva.console.hub import NotWriter
 from minerva.console.power import Power, PowerAction, PowerState
 from minerva.console.session import LONGEST_LINE, Console, Consoles, Session
 from minerva.core.errors import UsageError
-from minerva.core.text import printable, shortened
+from minerva.core.text import did_you_mean, printable, shortened
 
 SEND_SECONDS: Final = 60.0
 """How long a device may take to accept what is sent to it at once."""
@@ -42,7 +42,8 @@ class Desk:
         found = self.consoles.get(name)
         if found is None or not self.guard.may(identity, Action.ATTACH, name):
             self.guard.note(identity, Action.ATTACH.text, name, "no such console for it", allowed=False)
-            raise UsageError(f"there is no console {printable(name)}")
+            known = [each for each in self.consoles.names() if self.guard.may(identity, Action.ATTACH, each)]
+            raise UsageError(f"there is no console {printable(name)}{did_you_mean(name, known)}")
         return found
 
     def listing(self, identity: Identity) -> list[dict[str, Any]]:
@@ -109,7 +110,7 @@ class Desk:
         if hub.holder is not None and not hub.co_writing:
             why = f"{hub.holder.user} writes to {console.name}"
             self.guard.note(identity, what, console.name, why, allowed=False)
-            raise NotWriter(printable(why))
+            raise NotWriter(f"{printable(why)}: nothing was sent")
 
     async def power(self, identity: Identity, name: str, action: PowerAction | None) -> str:
         """Switch the machine behind a console, or with None say whether it is on. Return what is so now."""
