@@ -35,6 +35,8 @@ SEEDS: list[bytes] = [
         "85091a00bc4e4f50fe80000000000000c0011001feef00001a00033450828466414e5f414350040165494b45763280",
         "85091a00bc4e4f50fe80000000000000c0011001feef00001a00033450828466414e5f4143500401828265494b457632a161"
         "7801646578743184186750fe80000000000000c0011001feef0000111901f4",
+        "85091a00bc4e4f50fe80000000000000c0011001feef00001a00033450828466414e5f414350040165494b457632841867"
+        "50fd01020304050001c0011001feef0000111901f4",
     )
 ]
 
@@ -44,7 +46,8 @@ def target(data: bytes) -> None:
     _round_trip(data)
     _stream(data)
     _show(data)
-    _hear(data)
+    for unique_local in (False, True):
+        _hear(data, unique_local=unique_local)
 
 
 def _round_trip(data: bytes) -> None:
@@ -78,8 +81,8 @@ def _show(data: bytes) -> None:
     assert as_json.isprintable()
 
 
-def _hear(data: bytes) -> None:
-    core = DullInstance(IPv6Address("fe80::1"), random=random.Random(1))
+def _hear(data: bytes, *, unique_local: bool) -> None:
+    core = DullInstance(IPv6Address("fe80::1"), random=random.Random(1), unique_local=unique_local)
     core.announce([AN_ACP_IKEV2], 0.0)
     core.receive(data, SOURCE, 7017, 50.0)
     while core.next_event() is not None:
