@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import heapq
 import re
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -79,14 +80,15 @@ def search(
     since: float = 0.0,
     until: float = float("inf"),
     kinds: str = "|+*<",
+    deadline: float = float("inf"),
 ) -> Iterator[Line]:
     """Return the lines in which the pattern is, of all consoles that fit, in the order of time.
 
     A line of the device that was interrupted, such as by a mark, is found as if it had not been.
-    Raises RecordError, OSError.
+    Raises RecordError, OSError; TimeoutError after ``deadline``, by the monotonic clock.
     """
     found = [
-        _matching(lines(directory, console, since=since, until=until), pattern, kinds)
+        _matching(_timely(lines(directory, console, since=since, until=until), deadline), pattern, kinds)
         for console in record_files.consoles(directory, consoles)
     ]
     return heapq.merge(*found, key=attrgetter("at"))
@@ -159,6 +161,13 @@ def _log_lines(file: RecordFile) -> Iterator[Line]:
         except RecordDecodeError:
             continue
         yield Line(file.console, line.at, line.kind, line.text)
+
+
+def _timely(found: Iterable[Line], deadline: float) -> Iterator[Line]:
+    for line in found:
+        if time.monotonic() > deadline:
+            raise TimeoutError
+        yield line
 
 
 def _matching(found: Iterable[Line], pattern: re.Pattern[str], kinds: str) -> Iterator[Line]:
