@@ -12,6 +12,9 @@ TEST_PACKAGES := iperf3 iproute2 openssl postgresql tshark \
 	charon-systemd strongswan-swanctl libcharon-extra-plugins strongswan-pki \
 	chromium ipmitool openipmi openssh-client openssh-server ser2net socat
 
+# npm fetches what the console's web page needs; it may be here without being Debian's.
+NPM_PACKAGE := $(if $(shell command -v npm),,npm)
+
 # Whom else we are measured against; a bench leaves out what is not there.
 BENCH_PACKAGES := $(TEST_PACKAGES) conserver-client conserver-server wireguard-go wireguard-tools
 
@@ -38,11 +41,11 @@ $(VENV)/.installed: pyproject.toml tools/check-system
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing Minerva and its libraries into $(VENV)" >&2
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[registrar,console]'
+	@sh tools/vendor-xterm || true
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.installed
 	@$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
-	@tools/vendor-xterm || true
 	@touch $@
 
 $(VENV)/.fuzz: $(VENV)/.test
@@ -57,6 +60,7 @@ demo: venv
 
 test: $(VENV)/.test
 	@sh tools/apt-packages $(TEST_PACKAGES)
+	@sh tools/apt-packages $(NPM_PACKAGE) && sh tools/vendor-xterm || true
 	@sh tools/test $(BIN)/python
 
 test-kernel: $(VENV)/.test
