@@ -87,6 +87,7 @@ __all__ = [
     "Transition",
 ]
 
+_FOR_COOKIE = {Nonce.TYPE: Nonce.decode, Notify.TYPE: Notify.decode}
 _PEER_MAY_KNOW = frozenset({State.AUTH_SENT, State.ESTABLISHED, State.DELETING})
 """States in which the peer may hold the SA to be up."""
 
@@ -315,8 +316,10 @@ class Endpoint:
             self.counters["malformed IKE_SA_INIT"] += 1
             return
         try:
+            if self._wants_cookie(address) and not self._has_cookie(header, data, address, port, now):
+                return
             payloads = decode_payloads(header.next_payload, data, HEADER_LENGTH)
-            if self._admit(header, payloads, address, port, now):
+            if self._admit(payloads, address, now):
                 spi = self._new_spi()
                 sa = Responder(
                     self._context, self._take_number(), spi, address, port, now, header, payloads, data
@@ -328,25 +331,32 @@ class Endpoint:
             self.counters[f"IKE_SA_INIT refused: {error.notify.name}"] += 1
             self._answer_error(header, Notify(error.notify, error.data), address, port, now)
 
-    def _admit(
-        self, header: Header, payloads: Sequence[Payload], address: IPv6Address, port: int, now: float
-    ) -> bool:
-        """Return whether a stranger may have a new SA; if not, it is answered, or counted."""
+    def _wants_cookie(self, address: IPv6Address) -> bool:
+        return (
+            len(self._strangers) >= self.config.cookie_threshold
+            or self._strangers_of[address] >= self.config.cookie_threshold_per_address
+        )
+
+    def _has_cookie(self, header: Header, data: bytes, address: IPv6Address, port: int, now: float) -> bool:
+        """Return whether a request returns our cookie; if not, it is answered with one.
+
+        Nothing else in it is looked at before: most of what comes without one is forged.
+        """
+        payloads = decode_payloads(header.next_payload, data, HEADER_LENGTH, decoders=_FOR_COOKIE)
+        nonce, cookie = required(payloads, Nonce).data, find_notify(payloads, NotifyType.COOKIE)
+        if cookie is not None and self._cookies.check(cookie.data, header.spi_i, address, nonce, now):
+            return True
+        self.counters["cookie demanded"] += 1
+        fresh = self._cookies.make(header.spi_i, address, nonce, now)
+        self._answer(header, Notify(NotifyType.COOKIE, fresh), address, port)
+        return False
+
+    def _admit(self, payloads: Sequence[Payload], address: IPv6Address, now: float) -> bool:
+        """Return whether a stranger may have a new SA; if not, that is counted, or raised to be answered."""
         critical = unsupported_critical(payloads)
         if critical is not None:
             reason = f"unknown critical payload of type {critical}"
             raise IkePeerError(NotifyType.UNSUPPORTED_CRITICAL_PAYLOAD, reason, data=bytes((critical,)))
-        nonce = required(payloads, Nonce).data
-        if (
-            len(self._strangers) >= self.config.cookie_threshold
-            or self._strangers_of[address] >= self.config.cookie_threshold_per_address
-        ):
-            cookie = find_notify(payloads, NotifyType.COOKIE)
-            if cookie is None or not self._cookies.check(cookie.data, header.spi_i, address, nonce, now):
-                self.counters["cookie demanded"] += 1
-                fresh = self._cookies.make(header.spi_i, address, nonce, now)
-                self._answer(header, Notify(NotifyType.COOKIE, fresh), address, port)
-                return False
         if self._strangers_of[address] >= self.config.half_open_per_address:
             self.counters["too many half-open SAs of one address"] += 1
             return False

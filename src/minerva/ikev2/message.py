@@ -20,7 +20,7 @@ Every fragment is authenticated before it is kept, so that nobody can spoil a me
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -130,10 +130,17 @@ def encode_payloads(payloads: Iterable[Payload]) -> tuple[int, bytes]:
     return types[0], b"".join(parts)
 
 
-def decode_payloads(first: int, data: bytes, start: int = 0, end: int | None = None) -> tuple[Payload, ...]:
+def decode_payloads(
+    first: int,
+    data: bytes,
+    start: int = 0,
+    end: int | None = None,
+    *,
+    decoders: Mapping[int, Callable[[bytes], Payload]] = DECODERS,
+) -> tuple[Payload, ...]:
     """Return the payloads that ``data[start:end]`` exactly consists of; ``first`` is the type of the first.
 
-    Raises :class:`IkeDecodeError`.
+    Those that ``decoders`` has nothing for stay as they are. Raises :class:`IkeDecodeError`.
     """
     position, stop = start, len(data) if end is None else end
     payloads: list[Payload] = []
@@ -149,7 +156,7 @@ def decode_payloads(first: int, data: bytes, start: int = 0, end: int | None = N
         if kind in (PayloadType.SK, PayloadType.SKF):
             raise IkeDecodeError("an encrypted payload where none belongs")
         body = data[position + _GENERIC.size : position + length]
-        decoder = DECODERS.get(kind)
+        decoder = decoders.get(kind)
         payloads.append(Opaque(kind, body, bool(bits & _CRITICAL)) if decoder is None else decoder(body))
         position += length
         kind = following
