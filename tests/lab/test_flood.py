@@ -155,10 +155,10 @@ def deaf(peer: Peer) -> None:
     """Let a peer hear no request for an IKE SA, as if it were flooded itself: it must get in by its own."""
     accept = peer._note
 
-    def note(data: bytes, address: IPv6Address, now: float) -> bool:
+    def note(data: bytes, address: IPv6Address, port: int, now: float) -> bool:
         header = Header.decode(data)
         asks = header.exchange == ExchangeType.IKE_SA_INIT and not header.is_response
-        return not asks and accept(data, address, now)
+        return not asks and accept(data, address, port, now)
 
     peer._note = note  # type: ignore[method-assign]
 
