@@ -81,6 +81,18 @@ def test_mistakes_are_named(text: str, words: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("setting", ["key", "psk", "spi", "secret", "manual"])
+def test_no_key_can_be_set(setting: str) -> None:
+    """Keys of channels come from IKE alone: there is nothing of which one could be made by hand.
+
+    covers: 6.8.3.1-2
+    """
+    with pytest.raises(UsageError, match=f"there is no setting '{setting}'") as caught:
+        config.parse(f'[ike]\n{setting} = "00"', "x")
+    known = str(caught.value).rpartition("there are: ")[2].split(", ")
+    assert set(known) == {"ike_lifetime", "child_lifetime", "child_bytes", "udp_encapsulation"}
+
+
 def test_the_file_and_the_setting_are_told_apart(tmp_path: Path) -> None:
     path = tmp_path / "m.toml"
     for text, words in [

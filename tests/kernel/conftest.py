@@ -59,6 +59,12 @@ def sas(where: str) -> list[Sa]:
     return found
 
 
+def keys(where: str) -> set[bytes]:
+    """Return the keys of the SAs of a namespace, as the kernel tells root."""
+    found = (re.search(r"0x([0-9a-f]{72}) ", sa.text) for sa in sas(where))
+    return {bytes.fromhex(match[1]) for match in found if match is not None}
+
+
 def policies(where: str) -> list[str]:
     """Return the policies of a namespace, each in one line."""
     return [" ".join(block.split()) for block in _blocks(ip(where, "xfrm", "policy"))]

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from tests.kernel.conftest import link_namespaces, sas
+from tests.kernel.conftest import keys, link_namespaces
 from tests.lab.attacker import StandingLab, standing_lab
 from tests.lab.test_keys import memory
 
@@ -23,11 +22,11 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StandingLab]:
 
 def test_the_supervisor_has_passed_the_keys_on(lab: StandingLab) -> None:
     [where] = link_namespaces(lab.status("n1"))
-    keys = [bytes.fromhex(re.search(r"0x([0-9a-f]{72}) ", sa.text)[1]) for sa in sas(where)]  # type: ignore[index]
-    assert len(keys) == 2
+    found_keys = keys(where)
+    assert len(found_keys) == 2
     time.sleep(3)  # the counters have been read, with which the kernel tells the keys
     found = {
-        name: sum(piece.count(key) for piece in memory(process["pid"]) for key in keys)
+        name: sum(piece.count(key) for piece in memory(process["pid"]) for key in found_keys)
         for name, process in lab.processes("n1").items()
     }
     assert found.pop("abutment") > 0, "the search finds them where they are"

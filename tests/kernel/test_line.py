@@ -20,7 +20,7 @@ import pytest
 from minerva.core.errors import UsageError
 from minerva.linux import namespace
 from minerva.linux.namespace import Namespace
-from tests.kernel.conftest import Sa, ip, link_namespaces, policies, sas
+from tests.kernel.conftest import Sa, ip, keys, link_namespaces, policies, sas
 from tests.lab.attacker import Pings, StandingLab, standing_lab, until
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
@@ -54,6 +54,9 @@ def link_of(status: dict[str, Any], channel: dict[str, Any]) -> str:
 
 
 def test_all_pairs_are_reachable(lab: StandingLab) -> None:
+    """
+    covers: 6.8.5-1, 6.12-1
+    """
     for node in NODES:
         status = lab.status(node)
         assert status["node"]["data_plane"] == "kernel"
@@ -63,7 +66,10 @@ def test_all_pairs_are_reachable(lab: StandingLab) -> None:
 
 
 def test_the_kernel_has_the_sas_that_status_shows(lab: StandingLab) -> None:
-    """Two a channel, in the link namespace; as the profile of RFC 8994 section 6.8.3.1 has them."""
+    """Two a channel, in the link namespace; as the profile of RFC 8994 section 6.8.3.1 has them.
+
+    covers: 6.8.3.1-1, 6.8.3.1.1-2, 6.8.2-4, 6.8.2-5
+    """
     for node in NODES:
         status = lab.status(node)
         assert sas(status["acp0"]["namespace"]) == []
@@ -109,7 +115,10 @@ def test_what_the_kernel_counts_is_what_status_shows(lab: StandingLab) -> None:
 
 
 def test_two_policies_a_channel(lab: StandingLab) -> None:
-    """All of IPv6, of this interface alone; what is sent goes by the SA that status names."""
+    """All of IPv6, of this interface alone; what is sent goes by the SA that status names.
+
+    covers: 6.8.3.1-1
+    """
     for node in NODES:
         status = lab.status(node)
         assert policies(status["acp0"]["namespace"]) == []
@@ -127,7 +136,10 @@ def test_two_policies_a_channel(lab: StandingLab) -> None:
 
 
 def test_channel_interfaces(lab: StandingLab) -> None:
-    """In the ACP namespace, with the one address that we chose, and the MTU that the link allows."""
+    """In the ACP namespace, with the one address that we chose, and the MTU that the link allows.
+
+    covers: 6.13.5.2-1, 6.13.3-1
+    """
     for node in NODES:
         status = lab.status(node)
         inside = status["acp0"]["namespace"]
@@ -141,7 +153,10 @@ def test_channel_interfaces(lab: StandingLab) -> None:
 
 
 def test_the_largest_packet_passes_and_no_larger_one(lab: StandingLab) -> None:
-    """In one piece, over two channels, and the first of its size: nothing had to be learnt."""
+    """In one piece, over two channels, and the first of its size: nothing had to be learnt.
+
+    covers: 6.13.3-1
+    """
     address = lab.status("n3")["node"]["address"]
     with lab.inside("n3").entered():
         receiver = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -210,18 +225,24 @@ def test_replayed_and_forged_packets_are_dropped_and_counted(lab: StandingLab) -
 
 
 def test_sas_that_somebody_flushes_are_replaced(lab: StandingLab) -> None:
-    """The channel is built anew, under fresh keys."""
+    """The channel is built anew, under fresh keys.
+
+    covers: 6.8.3.1-2
+    """
     status = lab.status("n1")
     [channel] = status["channels"]
     where = link_of(status, channel)
+    old = keys(where)
+    assert len(old) == 2
     ip(where, "xfrm", "state", "flush")
     until(
-        lambda: [item["spi_out"] for item in lab.status("n1")["channels"]] not in ([], [channel["spi_out"]]),
+        lambda: {item.get("spi_out") for item in lab.status("n1")["channels"]} - {None, channel["spi_out"]},
         "there is a new channel",
         seconds=40,
     )
     until(lambda: all_reach(lab), "all pairs reach each other", seconds=40)
     until(lambda: len(sas(where)) == 2 == len(policies(where)), "nothing is left of the old one")
+    assert len(keys(where) - old) == 2, "no key is used twice, as nobody has set any"
 
 
 def test_an_interface_that_somebody_deletes_is_replaced(lab: StandingLab) -> None:
@@ -257,6 +278,9 @@ def test_after_the_abutment_all_is_new_and_nothing_old_is_left(lab: StandingLab)
 
 
 def test_a_port_that_goes_down_takes_its_channel_along(lab: StandingLab) -> None:
+    """
+    covers: 6.13.5.2-2
+    """
     status = lab.status("n3")
     [where] = link_namespaces(status)
     host = lab.host("n3").name
@@ -270,6 +294,9 @@ def test_a_port_that_goes_down_takes_its_channel_along(lab: StandingLab) -> None
 
 
 def test_a_killed_node_leaves_nothing_when_it_has_started_again(lab: StandingLab) -> None:
+    """
+    covers: 6.13.4-1
+    """
     status, supervisor = lab.status("n1"), lab.processes("n1")["supervisor"]["pid"]
     [before] = link_namespaces(status)
     old = {sa.spi for sa in sas(before)}

@@ -40,7 +40,10 @@ def lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 
 
 def test_pings_go_on_while_keys_are_replaced(lab: StandingLab) -> None:
-    """No ping is lost, the channels are the same, their SAs are others, and old ones do not pile up."""
+    """No ping is lost, the channels are the same, their SAs are others, and old ones do not pile up.
+
+    covers: 6.8-rekey, 6.8.2-3
+    """
     channels = {node: lab.channels(node) for node in "abc"}
     address = {node: lab.status(node)["acp0"]["address"] for node in "ac"}
     seen: dict[str, set[str]] = {"a": set(), "b": set()}
