@@ -6,7 +6,17 @@ from typing import Any
 import pytest
 
 from minerva.asa import AsaLocator, IPv6Locator, Objective, ObjectiveFlag, TaggedObjective, TransportProto
-from minerva.console.announce import CONSOLES, MAX_PARTS, objectives, parse
+from minerva.console.alerts import Alert
+from minerva.console.announce import (
+    ALERTS,
+    CONSOLES,
+    MAX_PARTS,
+    DomainAlert,
+    alerts_objective,
+    objectives,
+    parse,
+    parse_alerts,
+)
 from minerva.console.events import State
 from minerva.grasp.constants import GRASP_DEF_MAX_SIZE
 from minerva.grasp.errors import GraspError
@@ -63,3 +73,46 @@ def test_one_without_an_address_is_of_no_use() -> None:
     [objective] = objectives(2222, 0, {})
     with pytest.raises(GraspError):
         parse(TaggedObjective(objective))
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [("x", 16), ("Kernel panic", 16), ("x" * 1000, 5), ("\U0001f525" * 1000, 1), ("ü" * 90, 5)],
+)
+def test_the_latest_alerts_are_told_as_many_as_fit(line: str, count: int) -> None:
+    """The largest fit into a flood, and what is heard is what was told."""
+    alerts = [Alert("panic", f"web{number}", 1000.7 - number, line, (), 0) for number in range(16)]
+    objective = alerts_objective(alerts)
+    assert objective.name == ALERTS
+    flood = Flood(1, ADDRESS, 1, (FloodEntry(objective, tagged(objective).locator.locator),))  # type: ignore[union-attr]
+    assert len(flood.encode()) <= GRASP_DEF_MAX_SIZE
+    found = parse_alerts(tagged(objective))
+    assert found == [
+        DomainAlert(ADDRESS, "panic", f"web{number}", 1000 - number, line[:200])
+        for number in range(len(found))
+    ]
+    assert len(found) >= count
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        {},
+        [1],
+        [{}],
+        [{"alert": "a", "console": "c", "line": "l"}],
+        [{"alert": "a", "console": "c", "line": "l", "time": -1}],
+        [{"alert": "a", "console": "c", "line": "l", "time": 1 << 60}],
+        [{"alert": "a", "console": "c", "line": "l", "time": 1.5}],
+        [{"alert": "a", "console": "c", "line": b"l", "time": 1}],
+    ],
+)
+def test_nonsense_of_others_about_alerts(value: Any) -> None:
+    with pytest.raises(GraspError):
+        parse_alerts(tagged(Objective(ALERTS, ObjectiveFlag.F_SYNCH, 255, value)))
+
+
+def test_alerts_need_an_address() -> None:
+    with pytest.raises(GraspError):
+        parse_alerts(TaggedObjective(alerts_objective([])))

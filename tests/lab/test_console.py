@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -100,6 +101,71 @@ def test_openssh_through_the_acp(tmp_path: Path) -> None:
             await until_recorded(config, "and again")
 
     asyncio.run(with_lab("console-ssh", do))
+
+
+ALERTS = """
+[console.alerts.panic]
+pattern = "Kernel panic"
+to = ["grasp"]
+interval = 0
+[console.alerts.fire]
+pattern = "on fire"
+to = ["grasp", "log"]
+"""
+
+
+def test_an_alert_is_heard_in_the_whole_domain() -> None:
+    """What a machine says at one end of the line is known at the other, without any data plane."""
+
+    async def do(lab: Lab) -> None:
+        server, host = lab.nodes["n3"], lab.network.hosts["n3"]
+
+        async def say(text: str) -> None:
+            done = await asyncio.to_thread(
+                minerva, "console", "send", console_act.CONSOLE, text, "--run-dir", server.run_dir
+            )
+            assert done.returncode == 0, done.stderr
+
+        async def heard(node: str, wanted: list[tuple[str, str]]) -> list[dict[str, str]]:
+            deadline = time.monotonic() + 30
+            while True:
+                done = await asyncio.to_thread(
+                    minerva, "console", "alerts", "--json", "--run-dir", lab.nodes[node].run_dir
+                )
+                found: list[dict[str, str]] = json.loads(done.stdout) if done.returncode == 0 else []
+                if [(each["alert"], each["line"]) for each in found] == wanted:
+                    return found
+                assert time.monotonic() < deadline, (found, done.stderr)
+                await asyncio.sleep(0.3)
+
+        async with console_act.console_server(server, host, {}, ALERTS):
+            address = await console_act.announced(lab.nodes["n1"], console_act.CONSOLE)
+            for each in lab.network.hosts.values():
+                console_act.break_host(each)
+            await heard("n1", [])
+            await say("echo Kernel 'panic: one'")
+            one = ("panic", "Kernel panic: one")
+            [found] = await heard("n1", [one])
+            assert (found["node"], found["console"], found["address"]) == (
+                "n3",
+                console_act.CONSOLE,
+                str(address),
+            )
+            assert abs(datetime.fromisoformat(found["time"]).timestamp() - time.time()) < 60
+            # All of the latest are told together: none takes the place of another.
+            await asyncio.sleep(1.1)
+            await say("echo printer 'on' fire; echo Kernel 'panic: two'")
+            wanted = [("panic", "Kernel panic: two"), ("fire", "printer on fire"), one]
+            for node in ("n1", "n2", "n3"):
+                await heard(node, wanted)
+            # The node of the console begins anew, and is told of them again.
+            assert server.process is not None
+            server.process.terminate()
+            await asyncio.to_thread(server.process.wait)
+            server.start(host, follow_us=True)
+            await heard("n3", wanted)
+
+    asyncio.run(with_lab("console-alerts", do))
 
 
 async def until_recorded(config: Path, text: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from minerva.cli import console_records, console_remote, options
+from minerva.cli import console_alerts, console_records, console_remote, options
 from minerva.cli.console_common import EXTRA, SOCKET, call, config_option, name_argument
 from minerva.cli.options import FiniteRange
 from minerva.cli.table import table
@@ -28,7 +28,13 @@ def console() -> None:
     """Serial consoles and BMCs: reach a machine whose network is broken."""
 
 
-for _command in (console_records.log, console_records.search, console_records.replay, console_remote.connect):
+for _command in (
+    console_records.log,
+    console_records.search,
+    console_records.replay,
+    console_remote.connect,
+    console_alerts.alerts,
+):
     console.add_command(_command)
 
 
@@ -157,6 +163,8 @@ def status(run_dir: Path, as_json: bool) -> None:
     click.echo(table(("FRONT", "WHERE", "PORT", "LISTENS ON", "PROBLEM"), rows, "no front is open"))
     if found["announcement_problem"]:
         click.echo(f"not announced to the domain: {printable(found['announcement_problem'])}")
+    if found["revoked_problem"]:
+        click.echo(f"nobody can log in with a key: {printable(found['revoked_problem'])}")
     if found["audit_failures"]:
         click.echo(f"{found['audit_failures']} entries of the audit log could not be written")
     consoles = [
@@ -179,12 +187,12 @@ def status(run_dir: Path, as_json: bool) -> None:
 @options.run_dir
 @options.as_json
 def reload(run_dir: Path, as_json: bool) -> None:
-    """Have the server read its configuration again; consoles that stay the same are not touched."""
+    """Have the server read its configuration again; those who are attached stay attached."""
     found = call(run_dir, "reload")
     if as_json:
         click.echo(json.dumps(_with_times(found)))
         return
-    for what in ("added", "removed", "changed"):
+    for what in ("added", "removed", "changed", "reconnected"):
         if found[what]:
             click.echo(f"{what}: {printable(' '.join(found[what]))}")
     if not any(found.values()):

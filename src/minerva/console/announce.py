@@ -4,11 +4,12 @@ The objectives' names are private (RFC 8990 section 2.10.1), as that of the inve
 
     consoles = { "ssh": uint, ? "web": uint, "parts": uint, "consoles": { * tstr => state } }
     state = 0 / 1 / 2 / 3          ; unknown, down, connected, in use
-    alert = { "alert": tstr, "console": tstr, "time": uint, "line": tstr }
+    alerts = [* { "alert": tstr, "console": tstr, "time": uint, "line": tstr }]   ; the latest first
 
 ``ssh`` and ``web`` are ports at the locator's address, which is that of the node; 0 where there is none. A
 server with many consoles tells of them in several parts, which are objectives of their own: the name of part
-``n`` has ``.n`` at its end, but for the first.
+``n`` has ``.n`` at its end, but for the first. Of alerts it tells the latest again with each new one, as many
+as fit into one message, since what is flooded takes the place of what the same server flooded before.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Callable, Mapping
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv6Address
 from pathlib import Path
@@ -44,14 +47,14 @@ from minerva.grasp.errors import GraspError
 log = logging.getLogger(__name__)
 
 CONSOLES: Final = "minerva.alt:consoles"
-ALERT: Final = "minerva.alt:console-alert"
+ALERTS: Final = "minerva.alt:console-alerts"
 PERIOD: Final = 60.0
 """How often it is told again, in seconds."""
 SETTLE: Final = 2.0
 """What changes is told after so many seconds, all together."""
 TTL: Final = int(3.5 * PERIOD * 1000)
 ALERT_TTL: Final = 3_600_000
-"""How long others keep an alert, in milliseconds."""
+"""How long others keep alerts, in milliseconds; older ones are told no more."""
 RETRY: Final = 5.0
 MAX_PARTS: Final = 32
 
@@ -59,7 +62,22 @@ _PER_PART = 800  # bytes: a flood has to fit into GRASP's 2048, with whatever el
 _LOOP_COUNT = 255
 _MAX_TEXT = 200
 _MAX_ALERTS = 16
+_PER_FLOOD = 1500  # bytes of alerts, likewise
+_ALERT_OVERHEAD = 40  # bytes of an alert besides its texts
+_LATEST = 1 << 37  # seconds, to a year of four digits
 _STATES: Final = (State.UNKNOWN, State.DOWN, State.CONNECTED, State.IN_USE)
+
+
+@dataclass(frozen=True, slots=True)
+class DomainAlert:
+    """What a server has told of an alert; its texts may have anything in them."""
+
+    address: IPv6Address
+    name: str
+    console: str
+    at: int
+    """Seconds since 1970, by the server's clock."""
+    line: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +138,50 @@ def parse(tagged: TaggedObjective) -> tuple[Announced, int]:
     return Announced(address, ssh, web, consoles), parts
 
 
+def alerts_objective(alerts: Iterable[Alert]) -> Objective:
+    """Return what is to be flooded for these alerts, the latest first: as many as there is room for."""
+    told: list[dict[str, str | int]] = []
+    size = 0
+    for alert in alerts:
+        name, console, line = (text[:_MAX_TEXT] for text in (alert.name, alert.console, alert.line))
+        size += len((name + console + line).encode()) + _ALERT_OVERHEAD
+        if size > _PER_FLOOD:
+            break
+        told.append({"alert": name, "console": console, "time": int(alert.at), "line": line})
+    return Objective(ALERTS, ObjectiveFlag.F_SYNCH, _LOOP_COUNT, told)
+
+
+def parse_alerts(tagged: TaggedObjective) -> list[DomainAlert]:
+    """Return the alerts in a flooded objective. Raises GraspError."""
+    value = tagged.objective.value
+    address = None if tagged.locator is None else tagged.locator.address
+    if address is None or not isinstance(value, list):
+        raise GraspError("not an objective of alerts")
+    found = []
+    for each in value:
+        if not isinstance(each, dict):
+            raise GraspError("not an alert")
+        name, console, line, at = (each.get(key) for key in ("alert", "console", "line", "time"))
+        if not (isinstance(name, str) and isinstance(console, str) and isinstance(line, str)):
+            raise GraspError("not the texts of an alert")
+        if type(at) is not int or not 0 <= at < _LATEST:
+            raise GraspError("not the time of an alert")
+        found.append(DomainAlert(address, name[:_MAX_TEXT], console[:_MAX_TEXT], at, line[:_MAX_TEXT]))
+    return found
+
+
+async def find_alerts(run_dir: Path) -> list[DomainAlert]:
+    """Return all alerts that the node has heard of, the latest first. Raises AsaError."""
+    found: list[DomainAlert] = []
+    async with Asa.connect("consoles: command", run_dir / API_SOCKET) as asa:
+        for tagged in await asa.get_flood(_question(ALERTS)):
+            try:
+                found += parse_alerts(tagged)
+            except GraspError as error:
+                log.debug("%s of somebody: %s", ALERTS, error)
+    return sorted(found, key=lambda one: one.at, reverse=True)
+
+
 async def find(run_dir: Path) -> list[Announced]:
     """Return all servers that the node has heard of. Raises AsaError."""
     found: dict[IPv6Address, Announced] = {}
@@ -154,7 +216,8 @@ class Announcer:
         self._consoles = consoles
         self._path = run_dir / API_SOCKET
         self._ssh, self._web = ssh, web
-        self._alerts: list[Alert] = []
+        self._alerts: deque[Alert] = deque(maxlen=_MAX_ALERTS)
+        self._alerts_told = True
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -174,8 +237,8 @@ class Announcer:
 
     def alert(self, alert: Alert) -> None:
         """Tell the domain of an alert."""
-        if len(self._alerts) < _MAX_ALERTS:
-            self._alerts.append(alert)
+        self._alerts.appendleft(alert)
+        self._alerts_told = False
         self._wake.set()
 
     async def _run(self) -> None:
@@ -191,26 +254,23 @@ class Announcer:
 
     async def _tell(self, asa: Asa) -> None:
         address, _ = await asa.grasp.node()
+        # A node that has begun anew does not know them.
+        self._alerts_told = not self._alerts
         registered: set[str] = set()
         while True:
             self._wake.clear()
             many = objectives(self._ssh, self._web, self._consoles())
-            for alert in self._alerts:
-                value = {
-                    "alert": alert.name[:_MAX_TEXT],
-                    "console": alert.console[:_MAX_TEXT],
-                    "time": int(alert.at),
-                    "line": alert.line[:_MAX_TEXT],
-                }
-                many.append(Objective(ALERT, ObjectiveFlag.F_SYNCH, _LOOP_COUNT, value))
+            if not self._alerts_told:
+                oldest = time.time() - ALERT_TTL / 1000
+                many.append(alerts_objective(alert for alert in self._alerts if alert.at >= oldest))
+                self._alerts_told = True
             for objective in many:
                 if objective.name not in registered:
                     await asa.register_objective(objective)
                     registered.add(objective.name)
                 locator = AsaLocator(IPv6Locator(address, TransportProto.IPPROTO_TCP, self._ssh or self._web))
-                ttl = ALERT_TTL if objective.name == ALERT else TTL
+                ttl = ALERT_TTL if objective.name == ALERTS else TTL
                 await asa.flood(ttl, TaggedObjective(objective, locator))
-            self._alerts.clear()
             if self.problem:
                 log.info("consoles are announced to the domain")
             self.problem = ""

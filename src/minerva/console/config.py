@@ -163,6 +163,13 @@ class Config:
         return Path(self.directory) / RECORDS
 
     @property
+    def announced(self) -> tuple[int, int] | None:
+        """The ports of SSH and of the web page (or 0) that the domain is told of; None if it is not told."""
+        ssh = self.ssh.port if self.ssh.enabled else 0
+        web = self.web.port if self.web.enabled else 0
+        return (ssh, web) if self.announce and ACP in self.listen and (ssh or web) else None
+
+    @property
     def audit_file(self) -> Path:
         """Where it is written who did what."""
         return Path(self.directory) / "audit.jsonl"
@@ -259,6 +266,11 @@ def _check(config: Config, where: str) -> None:
         _check_user(user, config, f"{where}.users.{_quoted(name)}")
     for name, alert in config.alerts.items():
         _check_alert(alert, f"{where}.alerts.{_quoted(name)}")
+        if "grasp" in alert.to and config.announced is None:
+            raise UsageError(
+                f"{where}.alerts.{_quoted(name)}.to: grasp needs 'acp' in {where}.listen, {where}.announce, "
+                "and SSH or the web page"
+            )
     _check_ports(config, where)
 
 

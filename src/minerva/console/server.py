@@ -28,7 +28,7 @@ from minerva.console.announce import Announcer
 from minerva.console.audit import AuditLog, AuditSink, AuditWriter
 from minerva.console.backends import make_backend
 from minerva.console.break_glass import Tokens
-from minerva.console.config import ACP, Config, Web
+from minerva.console.config import Config, Web
 from minerva.console.dialer import AcpDialer
 from minerva.console.events import HubEvent
 from minerva.console.fronts.control import SOCKET, ControlFront, open_control_socket
@@ -306,7 +306,7 @@ class ConsoleServer:
         for console in added.values():
             self._begin(console)
         await self._listeners.use(new.listen, for_fronts, opened)
-        if _announced(old) != _announced(new):
+        if old.announced != new.announced:
             await self._stop_announcing()
             self._start_announcing()
         elif self._announcer is not None:
@@ -482,7 +482,7 @@ class ConsoleServer:
     # -- the domain
 
     def _start_announcing(self) -> None:
-        if (ports := _announced(self.config)) is not None:
+        if (ports := self.config.announced) is not None:
             ssh, web = ports
             self._announcer = Announcer(
                 lambda: {name: console.hub.state for name, console in self._consoles.items()},
@@ -516,10 +516,3 @@ class ConsoleServer:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise ServerError(f"another console server runs with the directory {self.directory}") from None
-
-
-def _announced(config: Config) -> tuple[int, int] | None:
-    """Return the ports of SSH and of the web page that are announced; None if nothing is."""
-    ssh = config.ssh.port if config.ssh.enabled else 0
-    web = config.web.port if config.web.enabled else 0
-    return (ssh, web) if config.announce and ACP in config.listen and (ssh or web) else None

@@ -160,10 +160,15 @@ def configuration(directory: Path, users: Mapping[str, str]) -> str:
 
 
 @asynccontextmanager
-async def console_server(node: LabNode, host: Namespace, users: Mapping[str, str]) -> AsyncIterator[Path]:
-    """Have a console server at a node for the length of a ``with``; yield its configuration file."""
+async def console_server(
+    node: LabNode, host: Namespace, users: Mapping[str, str], more: str = ""
+) -> AsyncIterator[Path]:
+    """Have a console server at a node for the length of a ``with``; yield its configuration file.
+
+    ``more`` is configuration besides.
+    """
     config = node.directory / "console.toml"
-    config.write_text(configuration(node.directory / "console", users))
+    config.write_text(configuration(node.directory / "console", users) + more)
     us = os.getpid()
     with (node.directory / "console.log").open("ab") as log, host.entered():
         running = subprocess.Popen(
