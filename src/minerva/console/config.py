@@ -268,8 +268,8 @@ def _check(config: Config, where: str) -> None:
         _check_alert(alert, f"{where}.alerts.{_quoted(name)}")
         if "grasp" in alert.to and config.announced is None:
             raise UsageError(
-                f"{where}.alerts.{_quoted(name)}.to: grasp needs 'acp' in {where}.listen, {where}.announce, "
-                "and SSH or the web page"
+                f"{where}.alerts.{_quoted(name)}.to: grasp needs announce = true, {ACP} in listen, and SSH "
+                "or the web page enabled"
             )
     _check_ports(config, where)
 
