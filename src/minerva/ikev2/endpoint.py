@@ -87,7 +87,7 @@ __all__ = [
     "Transition",
 ]
 
-_FOR_COOKIE = {Nonce.TYPE: Nonce.decode, Notify.TYPE: Notify.decode}
+_FOR_COOKIE: dict[int, Callable[[bytes], Payload]] = {Nonce.TYPE: Nonce.decode, Notify.TYPE: Notify.decode}
 _PEER_MAY_KNOW = frozenset({State.AUTH_SENT, State.ESTABLISHED, State.DELETING})
 """States in which the peer may hold the SA to be up."""
 
