@@ -12,7 +12,6 @@ import os
 import random
 import socket
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv6Address
 from typing import Any
@@ -27,11 +26,11 @@ from minerva.adjacency.table import (
     CheckConnection,
     CloseConnection,
     Initiate,
-    Neighbour,
     RolesDecided,
     Unexpected,
 )
 from minerva.connect import messages as m
+from minerva.connect.abutment_parts import Channel, Connection, Peer, Port, neighbour_state
 from minerva.connect.child import Child
 from minerva.connect.ipc import Message
 from minerva.connect.join_proxy import JoinProxy
@@ -39,7 +38,7 @@ from minerva.connect.runner import CoreRunner
 from minerva.core.addresses import OwnAddresses
 from minerva.esp.keylog import esp_sa_line
 from minerva.grasp import dull
-from minerva.grasp.announcement import AN_ACP_IKEV2, Announcement, channel_methods
+from minerva.grasp.announcement import Announcement, channel_methods
 from minerva.ikev2 import events as ike
 from minerva.ikev2.config import Config, UdpEncapsulation
 from minerva.ikev2.constants import ENCAPSULATION_PORT, ExchangeType
@@ -63,62 +62,6 @@ _SHOW_SECONDS, _SHOW_AGAIN_SECONDS = 2.0, 3.0
 _FRESH_KEYS_SECONDS = 10.0
 _FRESH_KEYS_AGAIN_SECONDS = 1.0
 
-_Peer = tuple[int, IPv6Address]  # a neighbour: number of the port, link-local address
-
-
-@dataclass
-class _Port:
-    """A port with its cores; ``routes`` are those of ``outer`` that the supervisor was told of."""
-
-    number: int
-    name: str
-    ours: OwnAddresses
-    dull: dull.DullInstance
-    outer: OuterAddresses
-    endpoint: Endpoint
-    routes: tuple[tuple[IPv6Address, IPv6Address], ...] = ()
-    dull_runner: CoreRunner | None = None
-    ike_runner: CoreRunner | None = None
-
-    @property
-    def acp(self) -> list[Announcement]:
-        """What is announced of the ACP: an address that not everybody believes comes first, and apart."""
-        ula = self.ours.ula
-        return [AN_ACP_IKEV2] if ula is None else [replace(AN_ACP_IKEV2, address=ula), AN_ACP_IKEV2]
-
-    def pump(self) -> None:
-        """Let the IKE core send what it wants to."""
-        if self.ike_runner is not None:
-            self.ike_runner.pump()
-
-    def close(self) -> None:
-        """Close both sockets."""
-        for runner in (self.dull_runner, self.ike_runner):
-            if runner is not None:
-                runner.close()
-
-
-@dataclass
-class _Connection:
-    """An IKE SA with its child SAs, by the SPI that is received with: several while they are rekeyed."""
-
-    spis_in: set[int]
-    certificate: x509.Certificate
-    expires: datetime
-    initiated_by_us: bool
-
-
-@dataclass
-class _Channel:
-    """What connects one port with one neighbour, made of one connection or, for moments, of several."""
-
-    number: int
-    peer_name: str
-    established: float
-    in_udp: bool
-    keyed: bool = True  # whether the data plane of now has keys of it
-    connections: dict[int, _Connection] = field(default_factory=dict)  # by IKE SA
-
 
 def _attempt(data: bytes) -> bytes | None:
     """Return the initiator's SPI if the message is an IKE_SA_INIT request: somebody wants a new IKE SA."""
@@ -139,8 +82,8 @@ class Abutment(Child):
         self._identity: Identity | None = None
         self._adjacency: Adjacency | None = None
         self._config = Config()
-        self._ports: dict[int, _Port] = {}
-        self._channels: dict[_Peer, _Channel] = {}
+        self._ports: dict[int, Port] = {}
+        self._channels: dict[Peer, Channel] = {}
         self._last_channel = 0
         self._signing: dict[int, tuple[int, int]] = {}  # request: port, IKE SA
         self._last_request = 0
@@ -148,7 +91,7 @@ class Abutment(Child):
         self._proxy = JoinProxy(self.send, self._announce, random=random.SystemRandom())
         self._limited = 0
         self._crls = CrlStore()
-        self._outdated: set[_Peer] = set()  # whom we have not shown our newest certificate
+        self._outdated: set[Peer] = set()  # whom we have not shown our newest certificate
         self._adjacency_timer: asyncio.TimerHandle | None = None
         self._expiry_timer: asyncio.TimerHandle | None = None
         self._check_expiry()
@@ -252,7 +195,7 @@ class Abutment(Child):
         assert self._adjacency is not None
         self._port_down(message.port)
         now = self._loop.time()
-        port = _Port(
+        port = Port(
             message.port,
             message.name,
             OwnAddresses(message.link_local, message.ula),
@@ -305,7 +248,7 @@ class Abutment(Child):
         port.close()
         self._follow_adjacency()
 
-    def _may_answer(self, port: _Port, data: bytes, address: IPv6Address, udp_port: int, now: float) -> bool:
+    def _may_answer(self, port: Port, data: bytes, address: IPv6Address, udp_port: int, now: float) -> bool:
         message = message_in(self._config, data, udp_port)
         attempt = None if message is None else _attempt(message)
         if attempt is None or self._limit.may_answer(port.number, address, attempt, now):
@@ -315,7 +258,7 @@ class Abutment(Child):
 
     # --- discovery -------------------------------------------------------------------------------------
 
-    def _heard(self, port: _Port, event: dull.Event) -> None:
+    def _heard(self, port: Port, event: dull.Event) -> None:
         assert self._adjacency is not None
         now = self._loop.time()
         match event:
@@ -336,7 +279,7 @@ class Abutment(Child):
         self._tell_routes(port)
         self._follow_adjacency()
 
-    def _tell_routes(self, port: _Port) -> None:
+    def _tell_routes(self, port: Port) -> None:
         """Have the supervisor route to the neighbours that can only be reached so."""
         if port.routes != port.outer.routes:
             port.routes = port.outer.routes
@@ -408,7 +351,7 @@ class Abutment(Child):
             chain, self._identity, when=datetime.now(UTC), channel=True, revocation=self._crls
         )
 
-    def _on_ike(self, port: _Port, event: object) -> None:
+    def _on_ike(self, port: Port, event: object) -> None:
         assert self._adjacency is not None
         now = self._loop.time()
         match event:
@@ -461,7 +404,7 @@ class Abutment(Child):
         port.endpoint.signed(sa, reply.signature, self._loop.time())
         port.pump()
 
-    def _established(self, port: _Port, event: ike.Established, now: float) -> None:
+    def _established(self, port: Port, event: ike.Established, now: float) -> None:
         assert self._adjacency is not None
         peer = (port.number, event.address)
         name = str(event.member.node_name)
@@ -472,13 +415,13 @@ class Abutment(Child):
             channel = None
         if channel is None:
             self._last_channel += 1
-            channel = self._channels[peer] = _Channel(self._last_channel, name, now, event.encapsulated)
+            channel = self._channels[peer] = Channel(self._last_channel, name, now, event.encapsulated)
             self._open_channel(peer, channel)
             self._loop.call_later(_TAKEOVER_SECONDS, self._take_over, port, event.address)
         port.dull.pin(port.outer.link_local_of(event.address))
         port.outer.hold(event.address)
         channel.peer_name = name
-        channel.connections[event.sa] = _Connection(
+        channel.connections[event.sa] = Connection(
             {event.child.spi_in}, event.member.certificate, event.member.expires, event.initiator
         )
         # Who answered cannot know whether the answer came: the peer may still use its other connection.
@@ -492,7 +435,7 @@ class Abutment(Child):
         self._check_expiry()
 
     def _send_keys(
-        self, port: _Port, channel: _Channel, theirs: IPv6Address, child: ike.ChildKeys, *, send: bool
+        self, port: Port, channel: Channel, theirs: IPv6Address, child: ike.ChildKeys, *, send: bool
     ) -> None:
         if self._config.keylog:
             ours = port.ours.towards(theirs)
@@ -504,20 +447,20 @@ class Abutment(Child):
         )
 
     def _connection(
-        self, port: _Port, address: IPv6Address, sa: int
-    ) -> tuple[_Channel, _Connection] | tuple[None, None]:
+        self, port: Port, address: IPv6Address, sa: int
+    ) -> tuple[Channel, Connection] | tuple[None, None]:
         channel = self._channels.get((port.number, address))
         if channel is None or sa not in channel.connections:
             return None, None
         return channel, channel.connections[sa]
 
-    def _child_up(self, port: _Port, event: ike.ChildUp) -> None:
+    def _child_up(self, port: Port, event: ike.ChildUp) -> None:
         channel, connection = self._connection(port, event.address, event.sa)
         if channel is not None and connection is not None:
             connection.spis_in.add(event.child.spi_in)
             self._send_keys(port, channel, event.address, event.child, send=event.send)
 
-    def _child_gone(self, port: _Port, event: ike.ChildGone) -> None:
+    def _child_gone(self, port: Port, event: ike.ChildGone) -> None:
         channel, connection = self._connection(port, event.address, event.sa)
         if channel is not None and connection is not None and event.spi_in in connection.spis_in:
             connection.spis_in.discard(event.spi_in)
@@ -531,7 +474,7 @@ class Abutment(Child):
                     port.endpoint.rekey_child(sa, self._loop.time())
                 port.pump()
 
-    def _closed(self, port: _Port, event: ike.Closed, now: float) -> None:
+    def _closed(self, port: Port, event: ike.Closed, now: float) -> None:
         assert self._adjacency is not None
         peer = (port.number, event.address)
         channel = self._channels.get(peer)
@@ -547,7 +490,7 @@ class Abutment(Child):
 
     # --- channels --------------------------------------------------------------------------------------
 
-    def _end_channel(self, peer: _Peer, reason: str) -> None:
+    def _end_channel(self, peer: Peer, reason: str) -> None:
         channel = self._channels.pop(peer, None)
         if channel is None:
             return
@@ -559,17 +502,17 @@ class Abutment(Child):
             port.outer.release(peer[1])
             self._tell_routes(port)
 
-    def _open_channel(self, peer: _Peer, channel: _Channel) -> None:
+    def _open_channel(self, peer: Peer, channel: Channel) -> None:
         self.send(m.ChannelOpen(channel.number, *peer, channel.peer_name, channel.in_udp))
 
-    def _supersede(self, peer: _Peer, channel: _Channel) -> None:
+    def _supersede(self, peer: Peer, channel: Channel) -> None:
         """End a channel as its neighbour, set otherwise now, has ESP in UDP, or has not any more."""
         reason = "the peer has changed between ESP in UDP and ESP as it is"
         self._end_channel(peer, reason)
         for sa in list(channel.connections):
             self._close_connection((peer[0], sa), reason)
 
-    def _take_over(self, port: _Port, address: IPv6Address) -> None:
+    def _take_over(self, port: Port, address: IPv6Address) -> None:
         """If a neighbour has a channel at its unique local address too, end that at its link-local one.
 
         It was made before one of the two ends had heard of the other's unique local address.
@@ -646,51 +589,12 @@ class Abutment(Child):
         neighbours = self._adjacency.neighbours() if self._adjacency is not None else []
         now = self._loop.time()
         return {
-            "neighbours": [self._neighbour_state(item, now) for item in neighbours],
-            "channels": [
-                {
-                    "channel": channel.number,
-                    "seconds": round(now - channel.established, 1),
-                    "connections": len(channel.connections),
-                    "peer_certificate_expires": min(
-                        (item.expires for item in channel.connections.values()), default=datetime.now(UTC)
-                    ).isoformat(),
-                }
-                for channel in self._channels.values()
-            ],
-            "counters": {
-                port.name: {
-                    "dull": dict(port.dull.counters),
-                    "outer": dict(port.outer.counters),
-                    "ike": dict(port.endpoint.counters),
-                    "kept": port.endpoint.sizes(),
-                }
-                for port in self._ports.values()
-            }
+            "neighbours": [neighbour_state(item, self._ports.get(item.port), now) for item in neighbours],
+            "channels": [channel.state(now) for channel in self._channels.values()],
+            "counters": {port.name: port.counters() for port in self._ports.values()}
             | {"attempts_not_answered": self._limited},
             "proxy": self._proxy.state(),
         }
-
-    def _neighbour_state(self, item: Neighbour, now: float) -> dict[str, Any]:
-        port, failure = self._ports.get(item.port), item.failure
-        found: dict[str, Any] = {
-            "port": port.name if port is not None else str(item.port),
-            "address": str(item.address),
-            "link_local": str(port.outer.link_local_of(item.address)) if port is not None else None,
-            "state": item.state.value,
-            "role": item.role.value if item.role is not None else None,
-            "methods": dict(item.methods),
-            "peer_name": item.peer.node_name if item.peer is not None else None,
-            "heard_seconds_ago": None if item.last_heard is None else round(now - item.last_heard, 1),
-            "next_attempt_in": None if item.next_attempt is None else round(item.next_attempt - now, 1),
-            "failures": item.failures,
-            "failure": None,
-        }
-        if failure is not None:
-            found["failure"] = failure.reason
-            found["failure_rule"] = failure.rule
-            found["failure_seconds_ago"] = round(now - failure.time, 1)
-        return found
 
     def shutdown(self) -> None:
         """Delete all SAs, so that the peers know at once, and end."""

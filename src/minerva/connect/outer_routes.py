@@ -79,10 +79,13 @@ class OuterRoutes:
             self.port_down(port)
 
     async def close(self) -> None:
-        """Remove everything at once, as this node is no member any more. Raises LinuxError."""
+        """Remove everything at once, as this node is no member any more."""
         for port in self._ports.ports.values():
             if self._routes.get(port.number):
-                await self._set(port, {})
+                try:
+                    await self._set(port, {})
+                except LinuxError as error:  # the rest must go all the same
+                    log.error("%s", error)
 
     async def _open(self, port: Port, wanted: _Routes) -> None:
         try:
