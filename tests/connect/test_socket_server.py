@@ -7,12 +7,13 @@ from ipaddress import IPv6Address
 import pytest
 
 from minerva.asa.sockets import MAX_PACKET
-from minerva.connect.socket_server import _request, _RequestError
+from minerva.connect.socket_server import _Request, _request, _RequestError
 
 
 def test_requests() -> None:
-    assert _request(b'{"listen": 22}') == (None, 22)
-    assert _request(b'{"connect": ["fd00::1", 22]}') == (IPv6Address("fd00::1"), 22)
+    assert _request(b'{"listen": 22}') == _Request(None, 22)
+    assert _request(b'{"connect": ["fd00::1", 22]}') == _Request(IPv6Address("fd00::1"), 22)
+    assert _request(b'{"datagram": ["fd00::1", 623]}') == _Request(IPv6Address("fd00::1"), 623, datagram=True)
 
 
 @pytest.mark.parametrize(
@@ -27,6 +28,9 @@ def test_requests() -> None:
         b'{"listen": ' + b"9" * 900 + b"}",
         b'{"connect": ["::1", 22]}',
         b'{"connect": ["fe80::1", 22]}',
+        b'{"datagram": ["fe80::1", 22]}',
+        b'{"datagram": ["fd00::1", 0]}',
+        b'{"datagram": "fd00::1"}',
         b'{"connect": ["\\u001b[2J", 22]}',
         b'{"connect": ["fd00::1", 65536]}',
     ],

@@ -22,6 +22,9 @@ PACKAGES = {
     "ipmitool": "ipmitool",
     "sshd": "openssh-server",
     "ssh-keygen": "openssh-client",
+    "picocom": "picocom",
+    "busybox": "busybox-static",
+    "minicom": "minicom",
 }
 PATIENCE = 10.0
 
@@ -191,7 +194,7 @@ IPMI_LAN = """\
 name "bmc"
 set_working_mc 0x20
   startlan 1
-    addr 127.0.0.1 {port}
+    addr {address} {port}
     priv_limit admin
     allowed_auths_callback none md2 md5 straight
     allowed_auths_user none md2 md5 straight
@@ -220,20 +223,24 @@ esac
 """
 
 
-@asynccontextmanager
-async def ipmi_sim(directory: Path, line_path: Path) -> AsyncIterator[int]:
-    """A simulated BMC, whose user "operator" has the password in the file ``password``; its UDP port."""
+def ipmi_sim_command(directory: Path, line_path: Path, address: str, port: int) -> list[str]:
+    """Return what runs such a BMC at an address, in its directory, into which its files are written."""
     simulator = program("ipmi_sim")
-    port = free_port(socket.SOCK_DGRAM)
-    (directory / "lan.conf").write_text(IPMI_LAN.format(port=port, line=line_path))
+    (directory / "lan.conf").write_text(IPMI_LAN.format(address=address, port=port, line=line_path))
     (directory / "sim.emu").write_text(IPMI_EMULATION)
     (directory / "chassis.sh").write_text(CHASSIS)
     (directory / "chassis.sh").chmod(0o755)
     (directory / "password").write_text("secret\n")
     (directory / "state").mkdir()
-    async with running(
-        simulator, "-n", "-c", "lan.conf", "-f", "sim.emu", "-s", "state", directory=directory
-    ) as process:
+    return [simulator, "-n", "-c", "lan.conf", "-f", "sim.emu", "-s", "state"]
+
+
+@asynccontextmanager
+async def ipmi_sim(directory: Path, line_path: Path) -> AsyncIterator[int]:
+    """A simulated BMC, whose user "operator" has the password in the file ``password``; its UDP port."""
+    port = free_port(socket.SOCK_DGRAM)
+    command = ipmi_sim_command(directory, line_path, "127.0.0.1", port)
+    async with running(*command, directory=directory) as process:
         await until(lambda: _udp_bound(port), "ipmi_sim listens")
         yield port
         process.kill()  # it ends itself only slowly

@@ -273,7 +273,7 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
         ),
         (
             '[console]\nannounce = false\n[console.alerts.a]\npattern = "x"\nto = ["grasp"]',
-            "console.alerts.a.to: grasp needs announce = true, acp in listen, and SSH or the web page enabled",
+            "console.alerts.a.to: grasp needs announce = true, acp in listen, and SSH or the web page",
         ),
         ('[console.alerts.a]\npattern = "x"\ncontext = -1', "console.alerts.a.context must be"),
         ('[console.alerts.a]\npattern = "x"\ninterval = -1', "console.alerts.a.interval must be"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -9,11 +10,18 @@ import sys
 import time
 from collections.abc import Iterator
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
-from minerva.asa.sockets import AcpSocket, AcpSocketError, acp_connect, acp_listener
+from minerva.asa.sockets import AcpSocket, AcpSocketError, acp_connect, acp_datagram, acp_listener
+from minerva.console import port_config
+from minerva.console.backends.sol import SolBackend
+from minerva.console.dialer import AcpDialer
+from minerva.console.port_config import IpmiPort
+from minerva.console.power import IpmiPower, PowerAction, PowerState
 from minerva.lab import nodes
+from tests.console.strangers import far_end, ipmi_sim_command, line, read_exactly
 from tests.lab.attacker import StandingLab, run, standing_lab, until
 from tests.lab.conftest import minerva
 
@@ -91,7 +99,10 @@ def _listens(lab: StandingLab) -> bool:
 
 
 def _break_host(lab: StandingLab, node: str) -> None:
-    """Do to a host's network what people do by mistake, all of it."""
+    """Do to a host's network what people do by mistake, all of it, unless that has been done."""
+    with lab.host(node).entered():
+        if "inet broken" in run("nft", "list", "tables"):
+            return
     where = lab.host(node).name
     run("ip", "-n", where, "-6", "route", "flush", "table", "all")
     for device in ("acp0", "eth0"):
@@ -101,6 +112,45 @@ def _break_host(lab: StandingLab, node: str) -> None:
         for hook in ("input", "output", "forward"):
             run("nft", f"add chain inet broken {hook} {{ type filter hook {hook} priority 0; policy drop; }}")
     run("ip", "netns", "exec", where, "sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1")
+
+
+def test_a_bmc_in_the_acp(lab: StandingLab, tmp_path: Path) -> None:
+    """Serial over LAN and power by IPMI, over UDP, while the hosts' networks are as broken as before."""
+    here = address(lab, "n3")
+    command = ipmi_sim_command(tmp_path, tmp_path / "near", str(here), 623)
+    inside = lab.inside("n3")
+    password = str(tmp_path / "password")
+    dialer = AcpDialer(lab.run_dir("n1"))
+    backend = SolBackend(IpmiPort(host=str(here), user="operator", password_file=password), dialer)
+    power = IpmiPower(port_config.IpmiPower(host=str(here), user="operator", password_file=password), dialer)
+
+    async def scenario() -> None:
+        async with line(tmp_path) as (_, far):
+            with inside.entered():
+                bmc = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+            try:
+                until(lambda: _has_udp(inside.name, 623), "the BMC listens")
+                await backend.open()
+                with far_end(far) as device:
+                    device.say(b"over the ACP")
+                    assert await read_exactly(backend, 12) == b"over the ACP"
+                    await backend.write(b"and back")
+                    assert await device.hear(8) == b"and back"
+                assert await power.status() is PowerState.OFF
+                await power.act(PowerAction.ON)
+                assert await power.status() is PowerState.ON
+                await backend.close()
+            finally:
+                bmc.kill()
+                bmc.wait()
+
+    for node in ("n1", "n3"):
+        _break_host(lab, node)
+    asyncio.run(scenario())
+
+
+def _has_udp(namespace: str, port: int) -> bool:
+    return f":{port:04X} " in run("ip", "netns", "exec", namespace, "cat", "/proc/net/udp6")
 
 
 def test_what_is_refused(lab: StandingLab) -> None:
@@ -113,6 +163,8 @@ def test_what_is_refused(lab: StandingLab) -> None:
     for outside in ("2001:db8::1", "fe80::1", "ff02::1", "::1"):
         with pytest.raises(AcpSocketError, match="not an address in the ACP"):
             acp_connect(IPv6Address(outside), PORT, run_dir=run_dir)
+        with pytest.raises(AcpSocketError, match="not an address in the ACP"):
+            acp_datagram(IPv6Address(outside), PORT, run_dir=run_dir)
     with pytest.raises(AcpSocketError, match="minerva connect"):
         acp_listener(PORT, run_dir=run_dir.parent)
     for nonsense in (b"{", b"[]", b'{"listen": "x"}', b'{"listen": 0}', b'{"connect": 3}', b"x" * 900):

@@ -3,7 +3,7 @@
 The node opens them in its ACP namespace, on its own address there (V=0), and passes the descriptors on. One
 packet each way on a Unix socket (``SOCK_SEQPACKET``), in JSON::
 
-    {"listen": PORT} / {"connect": [ADDRESS, PORT]}
+    {"listen": PORT} / {"connect": [ADDRESS, PORT]} / {"datagram": [ADDRESS, PORT]}
     {"address": ADDRESS} with the descriptor / {"error": SENTENCE}
 
 The connection then stays open for as long as the node has the namespace that the socket is in: when it ends,
@@ -78,6 +78,15 @@ def acp_connect(address: IPv6Address, port: int, *, run_dir: Path | None = None)
     :func:`acp_listener`.
     """
     return _ask({"connect": [str(address), port]}, run_dir)
+
+
+def acp_datagram(address: IPv6Address, port: int, *, run_dir: Path | None = None) -> AcpSocket:
+    """Return a UDP socket that talks with ``port`` of ``address``, a node of the ACP, and nobody else.
+
+    It does not block. When ``life`` ends, nothing comes any more, and nobody else says so. Else as
+    :func:`acp_listener`.
+    """
+    return _ask({"datagram": [str(address), port]}, run_dir)
 
 
 def _ask(request: dict[str, Any], run_dir: Path | None) -> AcpSocket:

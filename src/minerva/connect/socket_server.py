@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import socket
+from dataclasses import dataclass
 from ipaddress import AddressValueError, IPv6Address
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from minerva.asa.sockets import MAX_PACKET, SOCKETS_SOCKET
 from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.grasp.constants import GRASP_LISTEN_PORT
 from minerva.linux.namespace import Namespace
-from minerva.linux.sockets import start_connect, tcp_listener, tcp_socket
+from minerva.linux.sockets import connected_udp_socket, start_connect, tcp_listener, tcp_socket
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +30,16 @@ MAX_CLIENTS = 256
 
 class _RequestError(Exception):
     """What was asked for cannot be had: why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """A socket that listens on ``port``, or if there is an address, one that is connected to it."""
+
+    address: IPv6Address | None
+    port: int
+    datagram: bool = False
+    """UDP, else TCP."""
 
 
 class SocketServer:
@@ -82,14 +93,16 @@ class SocketServer:
             answer = json.dumps({"address": str(self._address)}).encode()
             socket.send_fds(client, [answer], [sock.fileno()])
 
-    def _open(self, request: tuple[IPv6Address | None, int]) -> socket.socket:
-        address, port = request
+    def _open(self, request: _Request) -> socket.socket:
+        address, port = request.address, request.port
         if address is None and port == GRASP_LISTEN_PORT:
             raise _RequestError(f"port {port} in the ACP is GRASP's")
         try:
             with self._namespace.entered():
                 if address is None:
                     return tcp_listener(self._address, port)
+                if request.datagram:
+                    return connected_udp_socket(self._address, address, port)
                 sock = tcp_socket(self._address)
             try:
                 start_connect(sock, address, port)
@@ -115,24 +128,28 @@ class SocketServer:
         self._path.unlink(missing_ok=True)
 
 
-def _request(data: bytes) -> tuple[IPv6Address | None, int]:
-    """Return address and port to connect to, or no address and the port to listen on."""
+def _request(data: bytes) -> _Request:
+    """Return what is asked for. Raises _RequestError."""
     try:
         request = json.loads(data)
     except (ValueError, RecursionError):
         raise _RequestError("a request is one packet of JSON") from None
     match request:
         case {"listen": int() as port} if _is_port(port):
-            return None, port
-        case {"connect": [str() as text, int() as port]} if _is_port(port):
+            return _Request(None, port)
+        case {"connect": [str() as text, int() as port]} | {"datagram": [str() as text, int() as port]} if (
+            _is_port(port)
+        ):
             try:
                 address = IPv6Address(text)
             except AddressValueError:
                 address = None
             if address is None or address not in UNIQUE_LOCAL:
                 raise _RequestError(f"{text!a} is not an address in the ACP")
-            return address, port
-    raise _RequestError('a request is {"listen": PORT} or {"connect": [ADDRESS, PORT]}')
+            return _Request(address, port, datagram="connect" not in request)
+    raise _RequestError(
+        'a request is {"listen": PORT}, or {"connect": [ADDRESS, PORT]}, or so with "datagram"'
+    )
 
 
 def _is_port(value: Any) -> bool:

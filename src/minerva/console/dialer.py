@@ -5,34 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from ipaddress import IPv6Address, IPv6Network
+from collections.abc import Callable
+from functools import partial
+from ipaddress import IPv6Address
 from pathlib import Path
-from typing import Final
 
-from minerva.asa.sockets import AcpSocketError, acp_connect
-from minerva.console.backends.base import SystemDialer
-
-_UNIQUE_LOCAL: Final = IPv6Network("fc00::/7")
+from minerva.asa.sockets import AcpSocket, AcpSocketError, acp_connect, acp_datagram
+from minerva.console.backends.base import SystemDialer, in_own_thread
+from minerva.core.addresses import UNIQUE_LOCAL
 
 
 class AcpDialer(SystemDialer):
-    """Makes TCP connections to addresses of the domain by the node's sockets, and all others as ever."""
+    """Connects to addresses of the domain by the node's sockets, and to all others as ever."""
 
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
 
     async def stream(self, host: str, port: int) -> socket.socket:
         """Return a TCP socket that is connected. Raises OSError."""
-        try:
-            address = IPv6Address(host)
-        except ValueError:
-            return await super().stream(host, port)
-        if address not in _UNIQUE_LOCAL:
-            return await super().stream(host, port)
-        try:
-            sock = await asyncio.to_thread(self._ask, address, port)
-        except AcpSocketError:
-            # No node, or an address of somebody else's network.
+        sock = await self._given(acp_connect, host, port)
+        if sock is None:
             return await super().stream(host, port)
         try:
             await connected(sock)
@@ -41,9 +33,25 @@ class AcpDialer(SystemDialer):
             raise
         return sock
 
-    def _ask(self, address: IPv6Address, port: int) -> socket.socket:
-        given = acp_connect(address, port, run_dir=self._run_dir)
-        # Should the node end, TCP finds that out.
+    async def datagram(self, host: str, port: int) -> socket.socket:
+        """Return a UDP socket that is connected. Raises OSError."""
+        sock = await self._given(acp_datagram, host, port)
+        return await super().datagram(host, port) if sock is None else sock
+
+    async def _given(self, ask: Callable[..., AcpSocket], host: str, port: int) -> socket.socket | None:
+        """Return a socket of the ACP; None if the host is not in it, as far as can be known."""
+        try:
+            address = IPv6Address(host)
+        except ValueError:
+            return None
+        if address not in UNIQUE_LOCAL:
+            return None
+        try:
+            given = await in_own_thread(partial(ask, address, port, run_dir=self._run_dir), AcpSocket.close)
+        except AcpSocketError:
+            # No node, or an address of somebody else's network.
+            return None
+        # Should the node end, TCP finds that out, and so does who asks over UDP.
         given.life.close()
         return given.sock
 

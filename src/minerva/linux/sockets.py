@@ -183,6 +183,19 @@ def start_connect(sock: socket.socket, address: IPv6Address, port: int, interfac
         raise OSError(result, os.strerror(result))
 
 
+def connected_udp_socket(source: IPv6Address, address: IPv6Address, port: int) -> socket.socket:
+    """Return a UDP socket bound to ``source`` that hears ``port`` of ``address`` alone. Raises OSError."""
+    sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+    try:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind((str(source), 0))
+        sock.connect((str(address), port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
+
+
 def tcp_listener(address: IPv6Address, port: int) -> socket.socket:
     """Return a TCP socket that listens on ``port`` of ``address``; it may have been used a moment ago."""
     sock = _tcp()
