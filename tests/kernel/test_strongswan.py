@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import socket
 import subprocess
 import sys
 import time
@@ -20,17 +18,12 @@ import pytest
 
 from minerva.connect import control
 from minerva.core.errors import UsageError
-from minerva.grasp.announcement import AN_ACP_IKEV2
-from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
-from minerva.grasp.dull import DullInstance
 from minerva.linux.icmp import EchoSocket
 from minerva.linux.namespace import Namespace
-from minerva.linux.sockets import multicast_socket
 from minerva.pki.ca import CertificateAuthority, write_node_directory
-from tests.ikev2.nodes import B
 from tests.kernel.conftest import ip, sas
 from tests.lab.attacker import until
-from tests.strangers.strongswan import IF_ID, Charon, require_strongswan, wire
+from tests.strangers.strongswan import IF_ID, Charon, announce, require_strongswan, wire
 
 pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
@@ -45,12 +38,12 @@ class Scene:
     """A node on one end of a wire, charon on the other, and ``inside``, the namespace of its interface."""
 
     plane: str
+    in_udp: bool
     directory: Path
     theirs: Namespace
     inside: Namespace
     charon: Charon
     stack: ExitStack
-    _dull: DullInstance = field(default_factory=lambda: DullInstance(B, random=random.SystemRandom()))
 
     def status(self) -> dict[str, Any]:
         """What ``minerva status --json`` prints."""
@@ -63,17 +56,6 @@ class Scene:
         except (UsageError, OSError):
             return None
         return next((port for port in ports if port["name"] == "a0" and port["state"] == "up"), None)
-
-    def announce(self) -> None:
-        """Say on the link, as every neighbour does, that there is IKEv2 at charon's address."""
-        with self.theirs.entered():
-            index = socket.if_nametoindex("b0")
-            sock = multicast_socket("b0", index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT)
-        with sock:
-            now = time.monotonic()
-            self._dull.announce([AN_ACP_IKEV2], now)
-            for datagram in self._dull.datagrams_to_send(now):
-                sock.sendto(datagram.data, (str(datagram.address), datagram.port, 0, index))
 
     def channel(self) -> dict[str, Any] | None:
         """Return the channel with charon, if it has keys."""
@@ -130,16 +112,22 @@ class Probe:
         return 2 * self.sent - self.answered
 
 
-@pytest.fixture(scope="module", params=["kernel", "user"])
+WAYS = {"kernel": ("kernel", False), "user": ("user", False), "in UDP": ("kernel", True)}
+"""The node's data plane, and whether charon wants ESP in UDP."""
+
+
+@pytest.fixture(scope="module", params=WAYS)
 def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     require_strongswan()
     directory = tmp_path_factory.mktemp("strongswan")
     authority = CertificateAuthority.create("acp.example.com", directory / "ca")
     ours, its = (authority.issue(with_ip_san=True) for _ in range(2))
     write_node_directory(directory / "node", ours)
+    plane, in_udp = WAYS[request.param]
     (directory / "minerva.toml").write_text(
-        f'data_plane = "{request.param}"\n[ports]\ninclude = ["a0"]\n'
+        f'data_plane = "{plane}"\n[ports]\ninclude = ["a0"]\n'
         f"[ike]\nike_lifetime = {LIFETIME}\nchild_lifetime = {LIFETIME}\n"
+        f'udp_encapsulation = "{"accept" if in_udp else "off"}"\n'
     )
     with ExitStack() as stack:
         host, theirs = stack.enter_context(wire())
@@ -159,10 +147,10 @@ def scene(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             process = subprocess.Popen(command, stderr=log)
         stack.callback(process.wait, 20)
         stack.callback(process.terminate)
-        made = Scene(request.param, directory, theirs, inside, charon, stack)
+        made = Scene(plane, in_udp, directory, theirs, inside, charon, stack)
         port = until(made.port_up, "the port is up", seconds=30)
-        charon.load(its, address=IPv6Address(port["link_local"]))
-        until(lambda: [made.announce(), time.sleep(1), made.channel()][-1], "there is a channel", seconds=40)
+        charon.load(its, address=IPv6Address(port["link_local"]), encap=in_udp)
+        until(lambda: [announce(theirs), time.sleep(1), made.channel()][-1], "there is a channel", seconds=40)
         yield made
 
 
@@ -173,22 +161,23 @@ def probe(scene: Scene) -> Iterator[Probe]:
 
 
 def test_data_passes_both_ways(scene: Scene, probe: Probe) -> None:
-    """As plain ESP, under the two SAs that both ends show, up to the largest packet.
+    """Under the two SAs that both ends show, in UDP if charon wants that, up to the largest packet.
 
     covers: 6.8.3.1-1, 6.8.3.1.1-2, 6.13.3-1
     """
     assert scene.status()["node"]["data_plane"] == scene.plane
-    for size in (0, 100, 1426 - 48):
-        probe.send(size)
-    assert probe.lost() == 0
     channel = scene.channel()
     assert channel is not None
+    assert channel["udp_encapsulation"] is scene.in_udp
+    for size in (0, 100, channel["mtu"] - 48):
+        probe.send(size)
+    assert probe.lost() == 0
     held = {sa.spi: sa for sa in sas(scene.theirs.name)}
     assert {channel["spi_out"], channel["spis_in"][-1]} <= set(held)
     for spi in (channel["spi_out"], channel["spis_in"][-1]):
         assert "mode tunnel" in held[spi].text
         assert f"if_id {IF_ID:#x}" in held[spi].text
-        assert "encap" not in held[spi].text
+        assert ("encap type espinudp sport 4500 dport 4500" in held[spi].text) is scene.in_udp
 
 
 @pytest.mark.parametrize("what", ["child", "ike"])

@@ -8,6 +8,7 @@ has ESP (tests/kernel), charon can have that instead, and a whole node as its ne
 from __future__ import annotations
 
 import os
+import random
 import select
 import shutil
 import socket
@@ -25,6 +26,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from minerva.esp.sa import ChannelSAs, InboundSA, OutboundSA
+from minerva.grasp.announcement import AN_ACP_IKEV2
+from minerva.grasp.constants import ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT
+from minerva.grasp.dull import DullInstance
 from minerva.ikev2.config import Config
 from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT
 from minerva.ikev2.encapsulation import NON_ESP_MARKER
@@ -39,7 +43,7 @@ from minerva.ikev2.endpoint import (
     State,
 )
 from minerva.linux.namespace import Namespace, delete_name
-from minerva.linux.sockets import udp_socket
+from minerva.linux.sockets import multicast_socket, udp_socket
 from minerva.pki.ca import Issued
 from minerva.pki.identity import Identity
 from minerva.pki.membership import Member, check_membership
@@ -99,6 +103,18 @@ def wire(mtu: int = 1500) -> Iterator[tuple[Namespace, Namespace]]:
     finally:
         for name in names:
             delete_name(name)
+
+
+def announce(theirs: Namespace) -> None:
+    """Say on the wire, as every neighbour does, that there is IKEv2 at charon's address."""
+    dull = DullInstance(B, random=random.SystemRandom())
+    dull.announce([AN_ACP_IKEV2], 0.0)
+    with theirs.entered():
+        index = socket.if_nametoindex("b0")
+        sock = multicast_socket("b0", index, ALL_GRASP_NEIGHBORS, GRASP_LISTEN_PORT)
+    with sock:
+        for datagram in dull.datagrams_to_send(0.0):
+            sock.sendto(datagram.data, (str(datagram.address), datagram.port, 0, index))
 
 
 def _ip(namespace: str, *words: str) -> None:
@@ -195,13 +211,15 @@ class Charon:
         expects: Issued | None = None,
         lifetimes: tuple[int, int] = (14_400, 3_600),
         address: IPv6Address = A,
+        encap: bool | None = None,
     ) -> None:
         """Make ``issued`` charon's certificate, and the connection ``acp`` one with ``group``.
 
         It trusts our end's certificate if that is under ``trusts``, its own trust anchor if not given. For
         child SAs it has the same group, or ``esp_group`` as strongSwan writes it, which may be none. It takes
         everybody, or only whom it ``expects``. ``lifetimes`` are of the IKE SA and of the child, in seconds.
-        Our end is at ``address``.
+        Our end is at ``address``. ``encap`` is whether it wants ESP in UDP, which it does by default only
+        where it has no other.
         """
         base = self.folder / "swanctl"
         for old in base.glob("*/*"):
@@ -223,7 +241,7 @@ class Charon:
             peer_id="%any" if expects is None else expects.node_name.address,
             dpd_delay=dpd_delay,
             cipher=cipher,
-            encap="no" if self._kernel_esp else "yes",
+            encap="yes" if (not self._kernel_esp if encap is None else encap) else "no",
             interface=f"if_id_in = {IF_ID}\n        if_id_out = {IF_ID}" if self._kernel_esp else "",
             a=address,
             b=B,

@@ -62,17 +62,19 @@ class CoreRunner:
         self.pump()
 
     def pump(self) -> None:
-        """Send what is to be sent, take events, arm the timer. To be called after using the core."""
+        """Take events, send what is to be sent, arm the timer. To be called after using the core.
+
+        Events come first: once a peer has our answer it may use what that grants, such as keys.
+        """
         if self._pumping:
             return
         self._pumping = True
         try:
             now, progress = self._loop.time(), True
             while progress:
-                progress = self._send(now)
                 while (event := self._core.next_event()) is not None:
-                    progress = True
                     self._on_event(event, now)
+                progress = self._send(now)
         finally:
             self._pumping = False
         if self._timer is not None:
