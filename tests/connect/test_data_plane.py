@@ -7,14 +7,17 @@ import errno
 import os
 import signal
 import socket
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from minerva.connect import data_plane, ipc
 from minerva.connect import messages as m
 from minerva.connect.data_plane import DataPlane
+from minerva.connect.forwarding_loop import ForwardingLoop
 from minerva.core.secret import Secret
 from minerva.esp.sa import InboundSA, OutboundSA
 from minerva.linux import scheduling
@@ -64,6 +67,11 @@ class Bench:
         self.wire.close()
 
 
+def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=ForwardingLoop) as runner:
+        runner.run(main())
+
+
 async def settle() -> None:
     for _ in range(10):
         await asyncio.sleep(0.002)
@@ -91,7 +99,7 @@ def test_packets_are_sealed_one_way_and_opened_the_other() -> None:
         assert try_read(bench.acp) == ipv6(b"in")
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_nothing_passes_without_keys_in_either_direction() -> None:
@@ -108,7 +116,7 @@ def test_nothing_passes_without_keys_in_either_direction() -> None:
         assert channel["drops"] == {"no_outbound_sa": 1, "unknown_spi": 2}
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_the_newest_keys_send_and_all_receive_until_they_go() -> None:
@@ -135,7 +143,7 @@ def test_the_newest_keys_send_and_all_receive_until_they_go() -> None:
         assert InboundSA(400, KEYS[2]).open(sealed) == ipv6(b"again")
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_keys_that_the_peer_may_not_have_wait() -> None:
@@ -160,12 +168,14 @@ def test_keys_that_the_peer_may_not_have_wait() -> None:
         assert [try_read(bench.acp), try_read(bench.acp)] == [ipv6(b"old"), ipv6(b"new")]
         bench.keys(302, 402, 5, 6, send=False)
         bench.supervisor.send(m.ChannelKeysGone(1, 300))
+        await settle()
         assert await bench.sent_with() == "00000191"
         bench.supervisor.send(m.ChannelKeysGone(1, 301))
+        await settle()  # packets do not wait for messages
         assert await bench.sent_with() == "00000192", "no other is left"
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def by_packets(spi: int, key: Secret, rekey_bytes: int) -> OutboundSA:
@@ -193,7 +203,7 @@ def test_a_channel_that_has_sent_much_asks_for_new_keys(monkeypatch: pytest.Monk
         assert bench.said == [m.ChannelRekey(1)] * 2
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_channel_that_has_sent_many_bytes_asks_too(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +224,7 @@ def test_a_channel_that_has_sent_many_bytes_asks_too(monkeypatch: pytest.MonkeyP
         assert bench.said == [m.ChannelRekey(1)]
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 @pytest.mark.parametrize("first", [0, 71])
@@ -236,7 +246,7 @@ def test_bursts_arrive_whole_and_in_order(first: int) -> None:
         assert [try_read(bench.acp) for _ in packets] == packets
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_a_flooded_channel_does_not_starve_another() -> None:
@@ -277,7 +287,7 @@ def test_a_flooded_channel_does_not_starve_another() -> None:
         acp.close()
         wire.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 @pytest.mark.parametrize("code", [errno.EAGAIN, errno.EINVAL, errno.ENOMEM])
@@ -305,7 +315,7 @@ def test_a_packet_that_the_interface_refuses_is_counted(monkeypatch: pytest.Monk
         assert channel["unsent"] == 1
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_others_have_their_turns_when_there_is_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -321,7 +331,7 @@ def test_others_have_their_turns_when_there_is_no_rest(monkeypatch: pytest.Monke
         assert await bench.sent_with() == "00000190", "it goes on"
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_detached_channels_close_their_descriptors() -> None:
@@ -335,7 +345,7 @@ def test_detached_channels_close_their_descriptors() -> None:
         assert bench.wire.recv(10) == b"", "the other end is closed"
         await bench.close()
 
-    asyncio.run(main())
+    run(main)
 
 
 def test_traffic_is_reported() -> None:
@@ -348,4 +358,4 @@ def test_traffic_is_reported() -> None:
         assert bench.said == [m.Traffic((1,))]
         await bench.close()
 
-    asyncio.run(main())
+    run(main)

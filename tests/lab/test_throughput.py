@@ -23,6 +23,7 @@ import pytest
 from minerva.connect import ipc
 from minerva.connect import messages as m
 from minerva.connect.data_plane import DataPlane
+from minerva.connect.forwarding_loop import ForwardingLoop
 from minerva.core.secret import Secret
 from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE, OutboundSA
@@ -322,4 +323,5 @@ def test_a_malicious_peer_does_not_end_the_channel(place: tuple[Namespace, int])
         supervisor.close()
         wire.close()
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=ForwardingLoop) as runner:
+        runner.run(main())

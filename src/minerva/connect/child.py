@@ -32,6 +32,9 @@ class Child:
         process.drop_privileges(uid, root)
         process.die_with_parent(parent)
 
+    new_loop: Callable[[], asyncio.AbstractEventLoop] = staticmethod(asyncio.new_event_loop)
+    """Makes the event loop in which a child of this kind runs."""
+
     def __init__(self, sock: socket.socket) -> None:
         self.finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._ipc = Ipc(sock, self._on_message, self._on_close)
@@ -78,15 +81,15 @@ class Child:
         self.stop()
 
 
-def run(make: Callable[[socket.socket], Child], sock: socket.socket) -> None:
-    """Run the child that ``make`` makes until its supervisor ends or says so."""
+def run(make: type[Child], sock: socket.socket) -> None:
+    """Run a child of the kind ``make`` until its supervisor ends or says so."""
 
     async def main() -> None:
         child = make(sock)
         child.send(Ready(VERSION))
         await child.finished
 
-    loop = asyncio.new_event_loop()
+    loop = make.new_loop()
     # An exception nobody caught is a bug: end, be restarted in a known state, and be seen.
     loop.set_exception_handler(_crash)
     loop.run_until_complete(main())

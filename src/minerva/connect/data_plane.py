@@ -14,6 +14,7 @@ import socket
 from typing import Any
 
 from minerva.connect.child import Child
+from minerva.connect.forwarding_loop import ForwardingLoop
 from minerva.connect.ipc import Message
 from minerva.connect.messages import (
     ChannelAttach,
@@ -45,7 +46,7 @@ _TRAFFIC_SECONDS = 1.0
 class _Channel:
     """Moves the packets of one channel. Nothing leaves without an outbound SA, nothing enters unopened."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, attach: ChannelAttach, tun: int, esp: int) -> None:
+    def __init__(self, loop: ForwardingLoop, attach: ChannelAttach, tun: int, esp: int) -> None:
         self.number = attach.channel
         self.name = attach.name
         self._mtu = attach.mtu
@@ -60,8 +61,8 @@ class _Channel:
         self.fault: str | None = None  # why the channel cannot go on, until it is reported
         self._fault_reported = False
         self.unsent = 0
-        loop.add_reader(tun, self._from_acp)
-        loop.add_reader(self._esp, self._from_wire)
+        loop.add_forwarder(tun, self._from_acp)
+        loop.add_forwarder(esp, self._from_wire)
 
     def add_keys(self, keys: ChannelKeys) -> None:
         """Receive with a further pair of SAs; send with it soon, or when the peer shows that it has it."""
@@ -130,13 +131,15 @@ class _Channel:
                     self._lost(error)
                     return
                 self.unsent += 1
+        if 0 < len(arrived) < _BATCH:
+            self._from_acp()  # what answers it is often there already
 
     def _lost(self, error: OSError) -> None:
         """The interface is down or gone: stop, and leave it to others to make a new channel."""
         log.warning("%s is of no use any more: %s", self.name, error.strerror)
         self.fault = f"its interface is gone: {error.strerror}"
-        self._loop.remove_reader(self._tun)
-        self._loop.remove_reader(self._esp)
+        self._loop.remove_forwarder(self._tun)
+        self._loop.remove_forwarder(self._esp.fileno())
 
     def take_fault(self) -> str | None:
         """Return, once, why the channel needs fresh keys or a fresh interface, if it does."""
@@ -158,8 +161,8 @@ class _Channel:
 
     def close(self) -> None:
         """Stop, and close both descriptors; the interface goes with them."""
-        self._loop.remove_reader(self._tun)
-        self._loop.remove_reader(self._esp)
+        self._loop.remove_forwarder(self._tun)
+        self._loop.remove_forwarder(self._esp.fileno())
         os.close(self._tun)
         self._esp.close()
 
@@ -180,11 +183,15 @@ class _Channel:
 
 
 class DataPlane(Child):
-    """The data plane process."""
+    """The data plane process. It runs in a :class:`ForwardingLoop`."""
+
+    new_loop = ForwardingLoop
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__(sock)
-        self._loop = asyncio.get_running_loop()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, ForwardingLoop)
+        self._loop = loop
         self._channels: dict[int, _Channel] = {}
         self._loop.call_later(_TRAFFIC_SECONDS, self._report)
         # The supervisor lets this process run before others, as a small buffer is full in a millisecond.
