@@ -46,12 +46,13 @@ def status_text(found: dict[str, Any]) -> str:
     )
     lines += ["", f"Channels (data plane: {node['data_plane']}, {node['data_plane_reason']})"]
     lines += _table(
-        ("INTERFACE", "PORT", "PEER", "MTU", "IN", "OUT", "DROPPED"),
+        ("INTERFACE", "PORT", "PEER", "ESP", "MTU", "IN", "OUT", "DROPPED"),
         [
             (
                 channel["interface"],
                 channel["port"],
                 channel["peer_name"],
+                "in UDP" if channel["udp_encapsulation"] else "plain",
                 channel["mtu"],
                 channel.get("packets_in"),
                 channel.get("packets_out"),
