@@ -29,7 +29,6 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import HTTPConnection, Request
@@ -43,6 +42,7 @@ from minerva.console.break_glass import TokenError, Tokens
 from minerva.console.config import BREAK_GLASS, Web
 from minerva.console.events import Mode
 from minerva.console.fronts.desk import Desk
+from minerva.console.fronts.web_gate import Gate, visit_of
 from minerva.console.fronts.web_tls import Certificate
 from minerva.console.listeners import Connections
 from minerva.console.power import PowerAction
@@ -61,15 +61,12 @@ MAX_TERMINALS: Final = 32
 MAX_READS: Final = 2
 """So much may one user want of the records at once."""
 MAX_BODY: Final = 8192
-MAX_MESSAGE: Final = 65_536
 MAX_FOUND: Final = 1000
 """Lines that a search returns at most."""
 SEARCH_SECONDS: Final = 20.0
 REPLAY: Final = 65_536
 """Bytes from before that a terminal shows when it opens, at most."""
 XTERM: Final = ("xterm.js", "xterm.css")
-END_SECONDS: Final = 2
-_LOOK_SECONDS: Final = 1.0
 
 _REVIEW_SECONDS: Final = 15.0
 _FILES = {
@@ -129,7 +126,9 @@ class WebFront:
         self._terminals: Counter[str] = Counter()
         self._directory = directory
         self._making = asyncio.Lock()
-        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
+        self._gate = Gate()
+        # It warns of whatever strangers send.
+        logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
         if not has_xterm():
             log.warning("the web page has no terminal: run tools/vendor-xterm")
         self._app = Starlette(
@@ -164,30 +163,7 @@ class WebFront:
         """Serve those who connect to ``listener``, until this is cancelled. Raises MinervaError."""
         if context is None:
             context, _ = await self.prepare(self._settings)
-        config = uvicorn.Config(
-            _Hardened(self._app),
-            ssl_context_factory=lambda *_: context,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            proxy_headers=False,
-            lifespan="off",
-            ws="websockets-sansio",
-            ws_max_size=MAX_MESSAGE,
-            ws_per_message_deflate=False,
-            limit_concurrency=500,
-            timeout_graceful_shutdown=END_SECONDS,
-        )
-        server = _Server(config)
-        # uvicorn closes the sockets that it is given.
-        serving = asyncio.ensure_future(server.serve([listener.dup()]))
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            for each in getattr(server, "servers", ()):  # there are none before it has begun
-                each.close()
-            connections.add(asyncio.ensure_future(_finish(server, serving)))
-            raise
+        await self._gate.serve(listener, connections, context, _Hardened(self._app))
 
     # -- who it is
 
@@ -203,15 +179,16 @@ class WebFront:
         async with self._hashing[self._throttle.known(place)]:
             # Only now: those who wait with us may have failed meanwhile.
             if self._throttle.password_blocked(place, time.time()):
-                self._note(user, source, "too many failed logins", allowed=False)
                 raise HTTPException(429, "too many failed logins: wait a minute")
             identity = await self._identify(user, password, f"web {source}", now)
             if identity is None:
                 self._throttle.failed(place, time.time(), guess=True)
-                self._note(user, source, "the password is not right", allowed=False)
+                waits = f"; {place} has to wait now" if self._throttle.blocked(place, time.time()) else ""
+                self._note(user, source, f"the password is not right{waits}", allowed=False)
                 raise HTTPException(403, "that user has not this password")
         self._throttle.succeeded(place)
         self._guard.pace(identity)
+        visit_of(request.scope).known(identity.user)
         self._note(identity.user, source, identity.how)
         until = now + self._settings.session_hours * 3600
         if identity.until is not None:
@@ -264,6 +241,7 @@ class WebFront:
         user = login.identity.user
         if login.identity.grants is None and not self._access.is_user(user):
             raise HTTPException(401, "this user is no longer known here")
+        visit_of(connection.scope).known(user)
         return login.identity
 
     # -- the page and what it shows
@@ -287,6 +265,7 @@ class WebFront:
         found = self._desk.listing(identity)
         for console in found:
             console["may_write"] = self._guard.may(identity, Action.WRITE, console["name"])
+            console["may_force"] = self._guard.may(identity, Action.FORCE, console["name"])
             console["may_power"] = console["power"] and self._guard.may(
                 identity, Action.POWER, console["name"]
             )
@@ -545,25 +524,6 @@ class _Terminal:
         except MinervaError as error:
             said = str(error)
         self.session.tell(printable(said))
-
-
-class _Server(uvicorn.Server):
-    """uvicorn, without its hands on the signals of this process."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave them as they are."""
-        yield
-
-
-async def _finish(server: uvicorn.Server, serving: asyncio.Future[None]) -> None:
-    """Serve those who are here until they leave, or until this is cancelled."""
-    try:
-        while server.server_state.connections:
-            await asyncio.sleep(_LOOK_SECONDS)
-    finally:
-        server.should_exit = True
-        await serving
 
 
 class _Hardened:
