@@ -182,6 +182,7 @@ def test_the_audit_log_has_nothing_that_a_terminal_obeys(tmp_path: Path) -> None
         "allowed": True,
         "user": evil,
         "detail": evil,
+        "before": "",
     }
     assert path.stat().st_mode & 0o777 == 0o600
 
@@ -267,6 +268,7 @@ def test_where_the_lease_goes_is_written_down(tmp_path: Path) -> None:
         "user": "anna",
         "console": "rack1",
         "detail": "from vera to anna: forced",
+        "before": "",
     }
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from minerva.cli import console_alerts, console_records, console_remote, options
+from minerva.cli import console_alerts, console_audit, console_records, console_remote, options
 from minerva.cli.console_common import EXTRA, SOCKET, call, config_option, name_argument
 from minerva.cli.options import FiniteRange
 from minerva.cli.table import table
@@ -34,6 +34,7 @@ for _command in (
     console_records.replay,
     console_remote.connect,
     console_alerts.alerts,
+    console_audit.audit,
 ):
     console.add_command(_command)
 
