@@ -188,6 +188,13 @@ def test_what_is_on_the_wire(tmp_path: Path) -> None:
             assert {one[::-1] for one in ends} == ends, "one pair of addresses, both ways"
 
 
+def test_new_devices_come_in_through_such_a_node(tmp_path: Path) -> None:
+    """A pledge follows the RFC whatever its configuration says, and hears what is for it."""
+    (tmp_path / "outer.toml").write_text(TOPOLOGY)
+    found = lab_run(tmp_path / "outer.toml", "--zero-touch")
+    assert (found["exit_code"], found["error"], found["pairs_reachable"]) == (0, None, 6)
+
+
 def test_a_stranger_does_not_get_the_address_of_a_neighbour(scene: Scene) -> None:
     """Nor one of our own, nor any that is not unique local."""
     lab, wire = scene.lab, scene.wire
