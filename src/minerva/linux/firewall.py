@@ -15,10 +15,11 @@ SOLICITATIONS_PER_SECOND = 20
 SOLICITATION_BURST = 60
 """The neighbour table is one per machine: without this limit one port's flood starves all the others."""
 
-ATTEMPTS_PER_SECOND = 100
+ATTEMPTS_PER_SECOND = 10
 ATTEMPT_BURST = 200
 """Limit on first messages of IKE (the responder's SPI is zero): every answer to a forged source takes an
-entry in that same neighbour table for seconds."""
+entry in that same neighbour table for seconds, and a hundred times the CPU of who sends it. So few are enough
+for neighbours that have not announced themselves; the burst is for a whole LAN that starts at once."""
 
 ANNOUNCERS = 128
 ANNOUNCER_SECONDS = 240
