@@ -265,8 +265,8 @@ SERIAL = f'{PORT}type = "serial"\ndevice = "/dev/ttyS0"\n'
         ("[console.alerts.a]", "console.alerts.a.pattern is needed"),
         ('[console.alerts.a]\npattern = "("', "console.alerts.a.pattern is no regular expression"),
         ('[console.alerts.a]\npattern = "x"\nto = ["mail"]', "console.alerts.a.to must be one of log,"),
-        ('[console.alerts.a]\npattern = "x"\nto = ["webhook"]', "console.alerts.a: webhook needs the URL"),
-        ('[console.alerts.a]\npattern = "x"\nwebhook = "http://h"', "console.alerts.a: webhook needs"),
+        ('[console.alerts.a]\npattern = "x"\nto = ["webhook"]', "console.alerts.a.webhook must be the URL"),
+        ('[console.alerts.a]\npattern = "x"\nwebhook = "http://h"', "console.alerts.a.webhook is of no use"),
         (
             '[console.alerts.a]\npattern = "x"\nto = ["webhook"]\nwebhook = "ftp://h"',
             "console.alerts.a.webhook must be a URL",

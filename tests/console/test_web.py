@@ -326,15 +326,24 @@ def click(browser: Browser, console: str, text: str) -> None:
     browser.wait(script, f"{text} of {console}")
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (Debian: chromium)")
-@pytest.mark.skipif(not web.has_xterm(), reason="needs xterm.js: run tools/vendor-xterm")
+def log_in(browser: Browser, user: str) -> None:
+    browser.wait("document.querySelector('#login') && !document.querySelector('#login').hidden", "the login")
+    browser.run(f"document.querySelector('#login-user').value = '{user}'")
+    browser.run(f"document.querySelector('#login-password').value = {json.dumps(PASSWORD)}")
+    browser.run("document.querySelector('#login button').click()")
+
+
+with_chromium = pytest.mark.skipif(
+    CHROMIUM is None or not web.has_xterm(),
+    reason="needs Chromium (Debian: chromium), and xterm.js (sh tools/vendor-xterm, which needs npm)",
+)
+
+
+@with_chromium
 def test_in_a_browser(serving: Serving, browser: Browser, tmp_path: Path) -> None:
     """Log in, see the list, attach, type, see the answer, watch the replay; nothing breaks the policy."""
     browser.call("Page.navigate", url=f"https://127.0.0.1:{serving.web_port}/")
-    browser.wait("document.querySelector('#login') && !document.querySelector('#login').hidden", "the login")
-    browser.run("document.querySelector('#login-user').value = 'op'")
-    browser.run(f"document.querySelector('#login-password').value = {json.dumps(PASSWORD)}")
-    browser.run("document.querySelector('#login button').click()")
+    log_in(browser, "op")
     browser.wait(f"{ROWS} === 'echo,evil,sh'", "the list")
     assert "<img src=x" in browser.run("document.querySelector('#rows').textContent")
     assert not browser.run("document.querySelectorAll('#rows img').length")
@@ -368,3 +377,57 @@ def test_in_a_browser(serving: Serving, browser: Browser, tmp_path: Path) -> Non
     browser.run("document.querySelector('#search-form').requestSubmit()")
     browser.wait("document.querySelector('#lines').textContent.includes('<script>alert(1)')", "what is found")
     assert browser.complaints() == []
+
+
+@with_chromium
+def test_what_the_page_shows_has_an_address(serving: Serving, browser: Browser) -> None:
+    """To go back to, and to come back to; and what cannot be done is not offered."""
+    browser.call("Page.navigate", url=f"https://127.0.0.1:{serving.web_port}/#records/sh")
+    log_in(browser, "op")
+    browser.wait("document.querySelector('#records-name').textContent === 'sh'", "the records")
+    browser.run("document.querySelector('#search-text').value = 'nothing like that'")
+    browser.run("document.querySelector('#search-form').requestSubmit()")
+    browser.wait("document.querySelector('#caption').textContent === 'Nothing was found.'", "what is found")
+    browser.run("history.back()")
+    browser.wait("document.querySelector('#records-name').textContent === 'sh'", "the records again")
+    browser.run("location.hash = '#open/nowhere'")
+    browser.wait(
+        "document.querySelector('#problem').textContent === 'there is no console nowhere'", "it says so"
+    )
+    assert browser.run("document.querySelector('#terminal').textContent") == ""
+    browser.run("location.hash = '#open/sh'")
+    browser.wait("document.querySelector('#writes').textContent === 'you write'", "the terminal")
+    assert browser.run("document.title") == "sh"
+    browser.run("window.before = true")
+    browser.call("Page.reload")
+    browser.wait(
+        "!window.before && document.querySelector('#writes')?.textContent === 'you write'",
+        "the terminal again",
+    )
+
+    # Rows of consoles that stay the same stay the same: somebody may be about to click.
+    browser.run("document.querySelector('#back').click()")
+    browser.wait(f"{ROWS} === 'echo,evil,sh'", "the list")
+    browser.wait("document.querySelectorAll('#rows tr')[2].cells[3].textContent === ''", "nobody is at sh")
+    browser.run("window.kept = document.querySelector('#rows tr')")
+    serving.cli("send", "echo", "--no-enter", "more")
+    time.sleep(2.5)
+    assert browser.run("window.kept.isConnected")
+
+    # One who looks on may not take writing, nor is it offered.
+    browser.run("document.querySelector('#logout').click()")
+    log_in(browser, "looker")
+    browser.wait(f"{ROWS} === 'sh'", "the list of one who sees only this")
+    browser.run("document.querySelector('#rows a').click()")
+    browser.wait("document.querySelector('#writes').textContent === 'you read'", "the terminal")
+    shown = "[...document.querySelectorAll('#terminal-view .bar button')].filter((one) => !one.hidden)"
+    assert browser.run(f"{shown}.map((one) => one.textContent).join()") == "All consoles,Who"
+
+    assert browser.complaints() == []
+
+    # The server ends: the page says so, and connects again when it is told to.
+    assert serving.stop() == 0
+    browser.wait(f"{SHOWN}.includes('the connection has ended')", "the end")
+    assert browser.run(f"{shown}.map((one) => one.textContent).join()") == "All consoles,Connect again"
+    browser.run("document.querySelector('#again').click()")
+    browser.wait("document.querySelector('#problem').textContent.includes('does not answer')", "it says so")

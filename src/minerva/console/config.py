@@ -331,8 +331,10 @@ def _check_alert(alert: Alert, where: str) -> None:
         raise UsageError(f"{where}.pattern is no regular expression: {error}") from error
     for target in alert.to:
         choice(target, ALERT_TARGETS, f"{where}.to")
-    if ("webhook" in alert.to) is not bool(alert.webhook):
-        raise UsageError(f"{where}: webhook needs the URL, and 'webhook' in 'to'")
+    if "webhook" in alert.to and not alert.webhook:
+        raise UsageError(f"{where}.webhook must be the URL, since 'webhook' is in {where}.to")
+    if alert.webhook and "webhook" not in alert.to:
+        raise UsageError(f"{where}.webhook is of no use without 'webhook' in {where}.to")
     if alert.webhook:
         parts = urlsplit(alert.webhook)
         if parts.scheme not in ("http", "https") or not parts.hostname:

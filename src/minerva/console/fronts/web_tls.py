@@ -47,7 +47,7 @@ class Certificate:
             shown = x509.load_pem_x509_certificate(self._file.read_bytes())
         except (OSError, ValueError) as error:
             raise CertificateError(f"cannot use {self._file}, the web page's certificate: {error}") from error
-        log.debug(
+        log.info(
             "the web page's certificate has the SHA-256 %s", shown.fingerprint(hashes.SHA256()).hex(":")
         )
         return str(self._file), str(self._file)

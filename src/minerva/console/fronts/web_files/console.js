@@ -7,9 +7,11 @@ const nonce = document.querySelector("meta[name=nonce]").content;
 const views = ["login", "list", "terminal-view", "records-view"];
 let socket = null;
 let terminal = null;
+let player = null;
 let fit = null;
 let timer = null;
 let playing = 0;
+let listed = "";
 
 // xterm.js makes style elements; the page's policy lets in only those with the nonce.
 const createElement = document.createElement.bind(document);
@@ -40,11 +42,23 @@ async function run(action) {
   }
 }
 
+async function get(path, options) {
+  try {
+    return await fetch(path, options);
+  } catch {
+    throw new Error("the console server does not answer");
+  }
+}
+
 async function api(path, body) {
-  const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
-  const answer = await fetch(path, options);
+  const answer = await get(path, body === undefined ? {} : { method: "POST", body: JSON.stringify(body) });
   const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  if (answer.status === 401) show("login");
+  if (answer.status === 401) {
+    show("login");
+    // To one who comes, the form says it all.
+    if ($("user").textContent === "") return new Promise(() => {});
+    $("user").textContent = "";
+  }
   if (!answer.ok) throw new Error(found.error);
   return found;
 }
@@ -63,38 +77,76 @@ function button(parent, text, action) {
   parent.append(made, " ");
 }
 
-async function refresh() {
+function link(parent, text, where) {
+  const made = createElement("a");
+  made.textContent = text;
+  made.href = where;
+  parent.append(made);
+}
+
+// What the page shows is in its address, so that it can be gone back to, reloaded, and kept.
+const at = (view, name) => `#${view}/${encodeURIComponent(name)}`;
+
+function go(where) {
+  if (location.hash === where) run(route);
+  else location.hash = where;
+}
+
+async function route() {
+  const [, view, name] = /^#?([^/]*)\/?(.*)$/.exec(location.hash);
+  const wanted = decodeURIComponent(name);
+  if (socket) socket.close();
+  socket = null;
+  problem("");
+  document.title = wanted || "Consoles";
+  if (view === "watch") await attach(wanted, "read");
+  else if (view === "open") await attach(wanted, "write");
+  else if (view === "records") await records(wanted);
+  else if (view === "search") await search(wanted);
+  else {
+    listed = "";
+    show("list");
+    await refresh();
+  }
+}
+
+async function consoles() {
   const found = await api("/api/consoles");
   $("user").textContent = found.user;
   problem(found.terminal ? "" : "This installation has no terminal for the page: run tools/vendor-xterm there.");
-  const rows = found.consoles.map((console) => {
+  return found.consoles;
+}
+
+async function refresh() {
+  const shown = (await consoles()).map((one) => [
+    one.name, one.state, one.writer, one.attached, one.state === "Down" ? one.reason : one.description,
+    one.may_write]);
+  // Rows that stay the same are not touched: somebody may be about to click.
+  const text = JSON.stringify(shown);
+  if (text === listed) return;
+  listed = text;
+  const rows = shown.map(([name, state, writer, attached, remark, mayWrite]) => {
     const row = createElement("tr");
-    cell(row, console.name);
-    cell(row, console.state, console.state);
-    cell(row, console.writer);
-    cell(row, console.attached);
-    cell(row, console.state === "Down" ? console.reason : console.description);
-    const actions = cell(row, "");
-    button(actions, "Watch", () => attach(console, "read"));
-    if (console.may_write) button(actions, "Open", () => attach(console, "write"));
-    button(actions, "Records", () => records(console.name));
+    link(cell(row, ""), name, at(mayWrite ? "open" : "watch", name));
+    cell(row, state, state);
+    cell(row, writer);
+    cell(row, attached || "");
+    cell(row, remark);
+    const actions = cell(row, "", "actions");
+    button(actions, "Watch", () => go(at("watch", name)));
+    if (mayWrite) button(actions, "Open", () => go(at("open", name)));
+    button(actions, "Records", () => go(at("records", name)));
     return row;
   });
   $("rows").replaceChildren(...rows);
-}
-
-async function list() {
-  if (socket) socket.close();
-  socket = null;
-  show("list");
-  await refresh();
+  $("none").hidden = rows.length > 0;
 }
 
 function size(term, parent) {
   // As many characters as fit: measured on one that is shown.
   const probe = createElement("span");
   probe.textContent = "W".repeat(100);
-  probe.style.cssText = "position:absolute;visibility:hidden;white-space:pre";
+  probe.style.cssText = "position:absolute;visibility:hidden;white-space:pre;line-height:normal";
   probe.style.fontFamily = term.options.fontFamily;
   probe.style.fontSize = `${term.options.fontSize}px`;
   parent.append(probe);
@@ -106,24 +158,28 @@ function size(term, parent) {
   term.resize(Math.max(80, Math.min(columns, 300)), Math.max(24, Math.min(rows, 100)));
 }
 
-function makeTerminal(parent, readOnly) {
+function makeTerminal(before, parent, readOnly) {
+  if (before) before.dispose();
   parent.replaceChildren();
   const made = new Terminal({ disableStdin: readOnly, scrollback: 10000, fontSize: 15, cursorBlink: !readOnly });
   made.open(parent);
   return made;
 }
 
-async function attach(console, mode) {
+async function attach(name, mode) {
   show("terminal-view");
-  $("name").textContent = console.name;
-  $("state").textContent = $("writes").textContent = "";
-  for (const id of ["ask", "force", "release", "break", "say"]) $(id).hidden = !console.may_write;
-  $("power").hidden = !console.power;
-  terminal = makeTerminal($("terminal"), false);
+  $("name").textContent = name;
+  $("state").textContent = $("state").className = $("writes").textContent = "";
+  $("terminal").replaceChildren();
+  for (const id of ["ask", "force", "release", "break", "say", "power", "who", "again"]) $(id).hidden = true;
+  const here = location.hash;
+  const console = (await consoles()).find((one) => one.name === name);
+  if (location.hash !== here) return;
+  if (!console) throw new Error(`there is no console ${name}`);
+  terminal = makeTerminal(terminal, $("terminal"), false);
   fit = () => size(terminal, $("terminal"));
   fit();
-  const mine = new WebSocket(
-    `wss://${location.host}/api/consoles/${encodeURIComponent(console.name)}/attach?mode=${mode}`);
+  const mine = new WebSocket(`wss://${location.host}/api/consoles/${encodeURIComponent(name)}/attach?mode=${mode}`);
   mine.binaryType = "arraybuffer";
   const encoder = new TextEncoder();
   socket = mine;
@@ -138,11 +194,22 @@ async function attach(console, mode) {
       $("state").textContent = said.state;
       $("state").className = said.state;
       $("writes").textContent = said.writes ? "you write" : "you read";
+      $("ask").hidden = said.writes || !console.may_write;
+      $("force").hidden = said.writes || !console.may_force;
+      $("release").hidden = $("break").hidden = !said.writes;
+      $("say").hidden = !console.may_write;
+      $("who").hidden = false;
+      $("power").hidden = !console.power;
       terminal.options.disableStdin = !said.writes;
     }
   };
   mine.onclose = (event) => {
-    if (socket === mine) terminal.write(`\r\n[the connection has ended${event.reason ? `: ${event.reason}` : ""}]\r\n`);
+    if (socket !== mine) return;
+    terminal.write(`\r\n[the connection has ended${event.reason ? `: ${event.reason}` : ""}]\r\n`);
+    terminal.options.disableStdin = true;
+    for (const id of ["ask", "force", "release", "break", "say", "power", "who"]) $(id).hidden = true;
+    $("state").textContent = $("state").className = $("writes").textContent = "";
+    $("again").hidden = false;
   };
   const send = (data) => {
     for (let start = 0; mine.readyState === 1 && start < data.length; start += 32768)
@@ -158,43 +225,72 @@ function command(name, rest) {
   if (terminal) terminal.focus();
 }
 
-async function records(name) {
+function showRecords(heading, some) {
   show("records-view");
-  $("records-name").textContent = name;
+  document.title = heading;
+  $("records-name").textContent = heading;
+  $("records-table").hidden = $("replay-bar").hidden = !some;
+  $("at").textContent = $("caption").textContent = "";
   $("player").replaceChildren();
-  $("lines").textContent = "";
+  $("lines").replaceChildren();
+}
+
+async function records(name) {
+  showRecords(name, true);
   const path = `/api/consoles/${encodeURIComponent(name)}`;
-  const [found, log] = await Promise.all([api(`${path}/records`), api(`${path}/log?lines=200`)]);
+  const [found, log] = await Promise.all([api(`${path}/records`), api(`${path}/log?lines=200`), consoles()]);
   $("records").replaceChildren(...found.records.map((record) => {
     const row = createElement("tr");
     cell(row, when(record.start));
-    cell(row, record.bytes);
-    const actions = cell(row, "");
+    cell(row, record.bytes < 1024 ? `${record.bytes} B` : `${Math.round(record.bytes / 1024)} KiB`);
+    const actions = cell(row, "", "actions");
     const file = `${path}/records/${encodeURIComponent(record.name)}`;
     button(actions, "Replay", () => replay(file));
     button(actions, "Download", () => { location.href = file; });
     return row;
   }));
+  $("caption").textContent = log.lines.length ? `The last ${log.lines.length} lines` : "Nothing was recorded.";
   lines(log.lines);
+  $("lines").scrollTop = $("lines").scrollHeight;
 }
 
-function when(seconds) {
-  return `${new Date(seconds * 1000).toISOString().replace("T", " ").replace("Z", "")} UTC`;
+async function search(text) {
+  $("search-text").value = text;
+  showRecords(`Search for ${text}`, false);
+  const [found] = await Promise.all([api(`/api/search?text=${encodeURIComponent(text)}`), consoles()]);
+  const count = found.lines.length;
+  $("caption").textContent = !count ? "Nothing was found." : `${count} lines${found.complete ? "" : ", and there are more"}`;
+  lines(found.lines, true);
+}
+
+function when(seconds, digits = 3) {
+  const text = new Date(seconds * 1000).toISOString();
+  return digits ? text : text.replace(/\.\d+/, "");
 }
 
 function lines(found, withName) {
-  $("lines").textContent = found
-    .map((line) => `${when(line.at)} ${withName ? `${line.console} ` : ""}${line.kind} ${line.text}`)
-    .join("\n");
+  const shown = found.map((line) => {
+    const row = createElement("div");
+    row.append(`${when(line.at)} `);
+    if (withName) {
+      link(row, line.console, at("records", line.console));
+      row.append(" ");
+    }
+    row.append(`${line.kind} ${line.text}`);
+    if (line.kind === "*") row.className = "mark";
+    return row;
+  });
+  $("lines").replaceChildren(...shown);
 }
 
 async function replay(file) {
   playing += 1;
   const mine = playing;
-  const answer = await fetch(file);
+  const answer = await get(file);
   if (!answer.ok) throw new Error("the record could not be read");
-  const [, ...events] = (await answer.text()).split("\n");
-  const player = makeTerminal($("player"), true);
+  const [header, ...events] = (await answer.text()).split("\n");
+  const start = JSON.parse(header).timestamp;
+  player = makeTerminal(player, $("player"), true);
   let before = null;
   for (const line of events) {
     let event;
@@ -210,17 +306,10 @@ async function replay(file) {
     }
     if (playing !== mine) return;
     before = event[0];
+    $("at").textContent = when(start + before, 0);
     player.write(event[2]);
   }
-}
-
-async function search() {
-  const found = await api(`/api/search?text=${encodeURIComponent($("search-text").value)}`);
-  show("records-view");
-  $("records-name").textContent = found.complete ? "Found" : "Found, and there is more";
-  $("records").replaceChildren();
-  $("player").replaceChildren();
-  lines(found.lines, true);
+  $("at").textContent += ", the end";
 }
 
 function submit(id, action) {
@@ -234,14 +323,21 @@ submit("login", async () => {
   const password = $("login-password").value;
   $("login-password").value = "";
   await api("/api/login", { user: $("login-user").value, password });
-  problem("");
-  await list();
+  await route();
 });
-submit("search-form", search);
+submit("search-form", async () => go(at("search", $("search-text").value)));
 for (const [id, action] of [
-  ["logout", async () => { if (socket) socket.close(); socket = null; await api("/api/logout", {}); show("login"); }],
-  ["back", list],
-  ["records-back", list],
+  ["logout", async () => {
+    if (socket) socket.close();
+    socket = null;
+    await api("/api/logout", {});
+    $("user").textContent = "";
+    problem("");
+    show("login");
+  }],
+  ["back", async () => go("#")],
+  ["records-back", async () => go("#")],
+  ["again", route],
   ["stop", async () => { playing += 1; }],
   ["ask", async () => command("write")],
   ["force", async () => command("force")],
@@ -249,15 +345,23 @@ for (const [id, action] of [
   ["break", async () => command("break")],
   ["who", async () => command("who")],
 ]) $(id).addEventListener("click", () => run(action));
-$("say").addEventListener("change", () => {
+$("say").addEventListener("keydown", (event) => {
+  if (event.key !== "Enter" || !$("say").value) return;
   command("say", { text: $("say").value });
   $("say").value = "";
 });
-$("power").addEventListener("change", () => {
+$("power").addEventListener("change", () => run(async () => {
   const action = $("power").value;
+  const name = $("name").textContent;
   $("power").value = "";
-  if (action === "status" || confirm(`Power ${action} of ${$("name").textContent}?`)) command("power", { action });
-});
+  if (action !== "status") {
+    const found = await api(`/api/consoles/${encodeURIComponent(name)}/who`);
+    const people = found.who.map((one) => `${one.user} (${one.writing ? "writes" : "reads"}, from ${one.source})`);
+    if (!confirm(`Power ${action} of ${name}? Attached to its console: ${people.join(", ") || "nobody"}.`)) return;
+  }
+  command("power", { action });
+}));
 addEventListener("resize", () => { if (fit && !$("terminal-view").hidden) fit(); });
+addEventListener("hashchange", () => run(route));
 
-run(list);
+run(route);
