@@ -149,6 +149,7 @@ class ConsoleServer:
         self.started = time.time()
         self._reload_config = reload_config
         self._reloading = asyncio.Lock()
+        self._ended = False
         self._reloads: set[asyncio.Task[dict[str, list[str]]]] = set()
         self._consoles: dict[str, ServedConsole] = {}
         self._lock = -1
@@ -200,6 +201,10 @@ class ConsoleServer:
 
     async def start(self) -> None:
         """Begin to serve. Raises MinervaError, OSError."""
+        async with self._reloading:  # somebody may ask for that as soon as the control socket is there
+            await self._start()
+
+    async def _start(self) -> None:
         self._make_directory()
         self._audit = AuditWriter(AuditLog(self.config.audit_file))
         self._stack.callback(self._audit.close)
@@ -230,6 +235,7 @@ class ConsoleServer:
     async def close(self) -> None:
         """End in order: nobody new, then the announcement, the consoles, the records, the audit."""
         async with self._reloading:
+            self._ended = True
             await self._listeners.close()
             await self._stop_announcing()
             await asyncio.gather(*(self._end(console, END) for console in list(self._consoles.values())))
@@ -244,6 +250,8 @@ class ConsoleServer:
         Raises MinervaError, and then nothing has changed.
         """
         async with self._reloading:
+            if self._ended:
+                raise ServerError(END)
             new = self._reload_config()
             if new.directory != self.config.directory:
                 raise ServerError("the directory cannot be changed while the console server runs")
@@ -290,10 +298,14 @@ class ConsoleServer:
         gone = [console for name, console in self._consoles.items() if name not in new.ports]
         for name, port in changed.items():
             self._consoles[name].change(port, powers[name])
-        await asyncio.gather(
+        for outcome in await asyncio.gather(
             *(self._end(console, REMOVED) for console in gone),
             *(self._consoles[name].runner.pause(CHANGED) for name in lines),
-        )
+            return_exceptions=True,
+        ):
+            if isinstance(outcome, Exception):
+                # A mistake of ours in one console must not leave the others halfway.
+                log.error("a console was not ended in order", exc_info=outcome)
         # All that is given up has been before anything is taken: devices may have changed places.
         for name, backend in lines.items():
             self._consoles[name].runner.backend = backend
