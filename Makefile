@@ -32,7 +32,7 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as JSON lines"
 	@echo "make fuzz    every fuzz target for FUZZ_SECONDS (60)"
-	@echo "make soak    what takes long: every topology SOAK_ROUNDS (10) times"
+	@echo "make soak    what takes long: every topology SOAK_ROUNDS (10) times, ten minutes of rekeying"
 	@echo "make matrix  docs/conformance.md from the tests"
 	@echo "make clean   remove what was made here"
 
