@@ -172,6 +172,10 @@ def test_status_reload_tokens(serving: Serving) -> None:
     made = serving.cli("break-glass", "create", "--role", "write", "--console", "sh")
     assert re.fullmatch(r"([0-9A-Z]{5}-){4}[0-9A-Z]{5}\n", made.stdout)
     number = made.stdout[:5]
+    assert "no console" not in made.stderr
+    lost = serving.cli("break-glass", "create", "--console", "ech")
+    assert "now there is no console for ech; did you mean echo?" in lost.stderr
+    assert serving.cli("break-glass", "revoke", lost.stdout[:5]).returncode == 0
     assert number in serving.cli("break-glass", "list").stdout
     assert serving.cli("break-glass", "revoke", number).returncode == 0
     assert serving.cli("break-glass", "list").stdout == "there are no tokens\n"

@@ -351,9 +351,7 @@ def test_an_escape(text: str, typed: bytes) -> None:
 
 def test_a_file(tmp_path: Path) -> None:
     file = tmp_path / "minerva.toml"
-    with pytest.raises(
-        UsageError, match=r"there is no configuration file .*minerva\.toml; name another with --config$"
-    ):
+    with pytest.raises(UsageError, match=r"there is no configuration file .*minerva\.toml$"):
         config.load(file)
     file.write_text("")
     with pytest.raises(UsageError, match=r"has no table \[console\]"):

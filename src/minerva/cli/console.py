@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import sys
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from minerva.cli.console_common import EXTRA, SOCKET, call, config_option, name_
 from minerva.cli.options import FiniteRange
 from minerva.cli.table import table
 from minerva.core.errors import UsageError
-from minerva.core.text import printable, utc
+from minerva.core.text import did_you_mean, printable, utc
 
 _TIMES = frozenset({"changed", "since", "started", "made", "expires"})
 
@@ -50,6 +51,8 @@ def run(config_file: Path | None, run_dir: Path) -> None:
     from minerva.connect import log
     from minerva.console import config as configuration
 
+    if config_file is not None:
+        config_file = config_file.absolute()  # what is wrong with it may be read elsewhere
     config = configuration.load(config_file)
     log.configure("console")
     try:
@@ -168,6 +171,8 @@ def status(run_dir: Path, as_json: bool) -> None:
         click.echo(f"nobody can log in with a key: {printable(found['revoked_problem'])}")
     if found["audit_failures"]:
         click.echo(f"{found['audit_failures']} entries of the audit log could not be written")
+    if found["alerts_dropped"]:
+        click.echo(f"{found['alerts_dropped']} alerts were dropped: their webhook is too slow")
     consoles = [
         (
             item["name"],
@@ -406,6 +411,11 @@ def create_token(
         "log in as break-glass with it as the password",
         err=True,
     )
+    names = [item["name"] for item in call(run_dir, "list")["consoles"]]
+    for pattern in ports:
+        if not any(fnmatchcase(name, pattern) for name in names):
+            hint = did_you_mean(pattern, names)
+            click.echo(f"now there is no console for {printable(pattern)}{hint}", err=True)
 
 
 @break_glass.command("list")

@@ -196,7 +196,8 @@ def load(path: Path | None) -> Config:
     try:
         config = parse(file.read_text(), str(file))
     except FileNotFoundError:
-        raise UsageError(f"there is no configuration file {file}; name another with --config") from None
+        hint = "" if path else "; name another with --config"
+        raise UsageError(f"there is no configuration file {file}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"cannot read the configuration file {file}: {error}") from error
     if config is None:

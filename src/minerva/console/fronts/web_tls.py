@@ -35,6 +35,7 @@ class Certificate:
     def __init__(self, settings: Web, directory: Path) -> None:
         self._settings = settings
         self._file = directory / FILE
+        self._told = ""
 
     def files(self) -> tuple[str, str]:
         """Return the files of the certificate and of its key. Raises CertificateError."""
@@ -47,9 +48,10 @@ class Certificate:
             shown = x509.load_pem_x509_certificate(self._file.read_bytes())
         except (OSError, ValueError) as error:
             raise CertificateError(f"cannot use {self._file}, the web page's certificate: {error}") from error
-        log.info(
-            "the web page's certificate has the SHA-256 %s", shown.fingerprint(hashes.SHA256()).hex(":")
-        )
+        digest = shown.fingerprint(hashes.SHA256()).hex(":")
+        if digest != self._told:
+            self._told = digest
+            log.info("the web page's certificate has the SHA-256 %s", digest)
         return str(self._file), str(self._file)
 
     def load(self) -> tuple[ssl.SSLContext, bytes]:
