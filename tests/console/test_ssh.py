@@ -654,6 +654,28 @@ def test_a_stopped_ssh_goes_on_after_a_gap(tmp_path: Path, people: People) -> No
     run(tmp_path, people, [line], test)
 
 
+@needs_openssh
+def test_a_name_that_means_nothing_is_told_to_one_with_a_good_key(tmp_path: Path, people: People) -> None:
+    """Not "permission denied", as if the key were wrong."""
+
+    async def test(office: SshOffice) -> None:
+        for user, said in (("will", b"no console rakc1; did you mean rack1?"), ("nora", b"no console rakc1")):
+            for command in ((), ("send", "x")):
+                client = await ssh(arguments(office, people, user, "rakc1"), *command)
+                assert await client.ends() == 1
+                assert said in client.err
+                assert b"rack1" not in client.err or user == "will"
+        client = await ssh(arguments(office, people, "will", "rakc1"), terminal=True)
+        await client.sees(b"there is no console rakc1; did you mean rack1?")
+        assert await client.ends() == 1
+        # Other names are as they were: those of users are for their keys, a colon says which is which.
+        for name in ("vera", "nobody:rack1", "nobody:", BREAK_GLASS):
+            client = await ssh(arguments(office, people, "will", name), "list")
+            assert await client.ends() == 255, name
+
+    run(tmp_path, people, [Line("rack1")], test)
+
+
 def test_a_port_of_its_own(tmp_path: Path, people: People) -> None:
     line = Line("rack1")
 

@@ -287,9 +287,26 @@ class _Server(asyncssh.SSHServer):
         """Open a session."""
         if self.identity is None or len(self.sessions) >= MAX_SESSIONS:
             return False
-        return _Session(self, self._front, self.identity, self._login.console)
+        console = self._login.console
+        if console is None and self._means_nothing:
+            console = self._login.user
+        return _Session(self, self._front, self.identity, console)
 
     # -- inside
+
+    @property
+    def _means_nothing(self) -> bool:
+        """Whether the name to log in with is neither a console's nor a user's, as far as one may know.
+
+        Whoever has a good key is told so, as of a console that it may not view.
+        """
+        user = self._login.user
+        return (
+            self._login.console is None
+            and user not in (None, BREAK_GLASS)
+            and ":" not in self._name
+            and not self._front.desk.guard.access.is_user(user)
+        )
 
     def abort(self) -> None:
         """End all sessions and the connection."""
@@ -320,7 +337,7 @@ class _Server(asyncssh.SSHServer):
         else:
             return False
         wanted = self._login.user
-        if wanted is not None:
+        if wanted is not None and not self._means_nothing:
             users = tuple(name for name in users if name == wanted)
         if len(users) != 1:
             return False
