@@ -119,7 +119,9 @@ def test_a_cast_is_valid_and_has_every_byte(chunks: list[bytes]) -> None:
 
 
 @given(
-    text=st.text(st.sampled_from("ab \r\n\x1b[0;31mé\x9b"), max_size=60),
+    text=st.lists(
+        st.sampled_from([*"ab \r\n\x1b[0;31mé\x9b?2", "\x1b[?2004h", "\x1b[?2004l\r"]), max_size=60
+    ).map("".join),
     cuts=st.lists(st.integers(0, 100), max_size=10),
 )
 def test_a_log_is_the_same_however_the_output_comes(text: str, cuts: list[int]) -> None:
@@ -156,6 +158,19 @@ def test_a_log_line() -> None:
         "2026-11-25T19:12:11.250Z 1.250 | login: ",
     ]
     assert json.loads(encoder.cast.splitlines()[0])["timestamp"] == int(START)
+
+
+def test_what_shells_say_around_commands_is_left_out() -> None:
+    """Or no pattern for a whole line would find what a command says."""
+    said = (b"\x1b[?2004h$ ec", b"ho hi\r\n\x1b[?20", b"04l\rhi\r\n\x1b[?2004h$ \x1b[?25lx\ry")
+    assert texts(bytes(encoded(*said).log)) == ["| $ echo hi", "| hi", "| $ \\u001b[?25lx\\ry"]
+
+    encoder = Encoder("web1")
+    encoder.begin(0.0, START)
+    encoder.output(b"$ sleep 9; echo hi\r\n\x1b[?2004l\r", 0.0, START)
+    encoder.settle(2.0, START)
+    encoder.output(b"hi\r\n", 9.0, START)
+    assert texts(bytes(encoder.log)) == ["| $ sleep 9; echo hi", "| hi"]
 
 
 def test_lines_have_a_limit() -> None:

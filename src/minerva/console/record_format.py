@@ -6,8 +6,8 @@ bytes of the event after it, in which U+FFFD stands for what is wrong. Marks are
 
 A line of the log is ``UTC SECONDS KIND TEXT``, where SECONDS are those of the cast, and KIND says what the
 text is: ``|`` a line of the device, ``+`` more of its last line, ``*`` a mark, ``<`` what somebody typed.
-So nothing that a device says looks like a mark. Colours are left out; all else that cannot be seen is
-escaped.
+So nothing that a device says looks like a mark. Colours are left out, and what shells say before and after
+each command (bracketed paste, a CR at the beginning of a line); all else that cannot be seen is escaped.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ MAX_LINE: Final = 4096
 
 _FOREVER = 1e12
 
-_COLOUR = re.compile(r"\x1b\[[0-9;:]*m")
-_UNFINISHED_COLOUR = re.compile(r"\x1b(\[[0-9;:]{0,30})?\Z")
+_COLOUR = re.compile(r"\x1b\[(?:[0-9;:]*m|\?2004[hl])")
+_UNFINISHED_COLOUR = re.compile(r"\x1b(\[([0-9;:]{0,30}|\?(2(0(04?)?)?)?))?\Z")
 _LONGEST_UNFINISHED = 32  # characters of a colour, or CRs: a device that says more of them means no line end
 _LOG_LINE = re.compile(r"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z) (\d{1,12}\.\d{3}) ([|+*<]) (.*)", re.DOTALL)
 
@@ -150,7 +150,7 @@ class Encoder:
                 self._add(data, steady, utc)
             if self._unfinished:
                 text, self._unfinished = self._unfinished, ""
-                self._log_text(printable(text), steady, utc)
+                self._log_raw(text, steady, utc)
 
     # -- inside
 
@@ -185,9 +185,15 @@ class Encoder:
         for line in lines[:-1]:
             # As many as are waited for, so that a log is the same however the output comes.
             line = line[:-_LONGEST_UNFINISHED] + line[-_LONGEST_UNFINISHED:].rstrip("\r")
-            self._log_text(line if line.isprintable() else printable(line), steady, utc)
+            self._log_raw(line, steady, utc)
             self._finish_line(steady, utc)
-        self._log_text(lines[-1] if lines[-1].isprintable() else printable(lines[-1]), steady, utc)
+        self._log_raw(lines[-1], steady, utc)
+
+    def _log_raw(self, text: str, steady: float, utc: float) -> None:
+        """Add a piece of the device's line."""
+        if self._column is None and not self._continued:
+            text = text.lstrip("\r")  # at the beginning of a line it does nothing
+        self._log_text(text if text.isprintable() else printable(text), steady, utc)
 
     def _stamp(self, kind: str, steady: float, utc: float) -> str:
         second = int(utc)
