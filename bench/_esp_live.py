@@ -30,6 +30,7 @@ from minerva.connect.ipc import MAX_PACKET, decode, encode, socket_pair
 from minerva.core.secret import Secret
 from minerva.esp.packet import REKEY_BYTES
 from minerva.esp.sa import KEYMAT_SIZE
+from minerva.ikev2.constants import ENCAPSULATION_PORT
 from minerva.linux import scheduling, sockets
 from minerva.linux.icmp import EchoSocket
 from minerva.linux.namespace import Namespace
@@ -155,7 +156,7 @@ def veth(made: Tunnel) -> None:
         _inner(made, end, _DEVICE)
 
 
-def minerva(made: Tunnel, *, large_buffers: bool) -> None:
+def minerva(made: Tunnel, *, large_buffers: bool, in_udp: bool = False) -> None:
     """Two of our data plane processes, with keys from here instead of IKE."""
     made.device = "acp0"
     keys = [Secret(secrets.token_bytes(KEYMAT_SIZE)) for _ in range(2)]
@@ -170,6 +171,7 @@ def minerva(made: Tunnel, *, large_buffers: bool) -> None:
                 socket.if_nametoindex(_DEVICE),
                 IPv6Address(f"fe80::{end + 1}"),
                 IPv6Address(f"fe80::{2 - end}"),
+                udp_port=ENCAPSULATION_PORT if in_udp else 0,
                 buffer=buffer,
             )
         made.start([sys.executable, "-c", _END, str(child.fileno())], pass_fds=(child.fileno(),))

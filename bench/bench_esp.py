@@ -3,7 +3,8 @@
 ``python bench/bench_esp.py``. First on one core and without any socket; the peer is the bare AES-GCM call of
 the library on the same bytes, which is what no ESP on top of it can beat. Then, as root, tunnels between
 namespaces (see ``_esp_live``), all in turn in every round. The rows with a peer are taken with the socket
-buffers that the kernel gives everybody; what we do with large ones is a row without a peer.
+buffers that the kernel gives everybody; what we do with large ones, with ESP as it is and in UDP, are rows
+without a peer.
 """
 
 from __future__ import annotations
@@ -32,14 +33,18 @@ INNER_SIZES: Final = (64, 1400)
 PEER: Final = "bare AES-256-GCM"
 
 ROUNDS: Final = 5
-OURS, LARGE = "minerva", "minerva, large buffers"
+OURS, LARGE, IN_UDP = "minerva", "minerva, large buffers", "minerva, in UDP"
 CONTENDERS: Final[dict[str, Callable[[Tunnel], None]]] = {
     OURS: partial(minerva, large_buffers=False),
     "libipsec": libipsec,
     "wireguard-go": wireguard_go,
     "veth": veth,
     LARGE: partial(minerva, large_buffers=True),
+    IN_UDP: partial(minerva, large_buffers=True, in_udp=True),
 }
+ALONE: Final = {LARGE: "_large_buffers", IN_UDP: "_large_buffers_in_udp"}
+"""What of ours is reported without a peer, and what its figures are called."""
+
 FIGURES: Final[tuple[tuple[str, str, Literal["lower", "higher"]], ...]] = (
     ("tcp_mbit_s", "Mbit/s", "higher"),
     ("cpu_us_per_packet", "us", "lower"),
@@ -81,17 +86,19 @@ def tunnels() -> None:
                     del standing[name], rounds[name]
                 else:
                     print(f"round {number + 1}, {name}: {rounds[name][-1]}", file=sys.stderr)
-    if OURS not in rounds or LARGE not in rounds:
+    if not {OURS, *ALONE} <= set(rounds):
         sys.exit("there is nothing to compare the others with")
-    ours, large = rounds.pop(OURS), rounds.pop(LARGE)
+    ours, alone = rounds.pop(OURS), {name: rounds.pop(name) for name in ALONE}
     for peer, theirs in rounds.items():
         _report_rounds(ours, peer, theirs)
-    _report_rounds(large)
+    for name, found in alone.items():
+        _report_rounds(found, suffix=ALONE[name])
 
 
-def _report_rounds(ours: list[Round], peer: str | None = None, theirs: list[Round] | None = None) -> None:
-    """Print the figures of ``ours`` beside a peer's; without a peer they are those with large buffers."""
-    suffix = "" if peer else "_large_buffers"
+def _report_rounds(
+    ours: list[Round], peer: str | None = None, theirs: list[Round] | None = None, *, suffix: str = ""
+) -> None:
+    """Print the figures of ``ours``, their names with ``suffix``, beside a peer's if there is one."""
     for figure, unit, better in FIGURES:
         values = [getattr(each, figure) for each in ours]
         their_values = [getattr(each, figure) for each in theirs or ()]

@@ -25,6 +25,7 @@ from minerva.connect.messages import (
     ChannelRekey,
     Traffic,
 )
+from minerva.connect.segments import Segments
 from minerva.connect.sending import SETTLE_SECONDS, SendingOrder
 from minerva.esp.packet import spi_of
 from minerva.esp.sa import LAST_SEQUENCE, ChannelSAs, InboundSA, OutboundSA
@@ -54,6 +55,8 @@ class _Channel:
         self._loop = loop
         self._tun = tun
         self._esp = socket.socket(fileno=esp)
+        self._segments = Segments(self._esp) if self._esp.type == socket.SOCK_DGRAM else None
+        self._send = self._esp.send if self._segments is None else self._segments.send
         self._order = SendingOrder[OutboundSA]()
         self._rekeying: int | None = None  # the SPI of the outbound SA for whose successor we have asked
         self.sas = ChannelSAs()
@@ -86,7 +89,12 @@ class _Channel:
             self.sas.set_outbound(self._order.choose())
 
     def _from_acp(self) -> None:
-        tun, seal, send, size = self._tun, self.sas.seal, self._esp.send, self._mtu + 1
+        self._seal_and_send()
+        if self._segments is not None:
+            self.unsent += self._segments.finish()
+
+    def _seal_and_send(self) -> None:
+        tun, seal, send, size = self._tun, self.sas.seal, self._send, self._mtu + 1
         for _ in range(_BATCH):
             try:
                 packet = os.read(tun, size)

@@ -184,6 +184,7 @@ class Lab:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             for segment in self.topology.segments:
+                self.network.leave_nothing_to_hardware(segment)
                 writer = PcapngWriter((directory / f"{segment.name}.pcap").open("wb"))
                 self._writers.append(writer)
                 captures: list[Capture] = []

@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from minerva.lab.topology import Segment, SegmentKind, Topology
+from minerva.linux import offload
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Netlink
 
@@ -85,6 +86,12 @@ class Network:
         for node, interface in segment.ends:
             netlink = self._netlink(self.hosts[node])
             await netlink.set_link(await netlink.index_of(interface), state="down")
+
+    def leave_nothing_to_hardware(self, segment: Segment) -> None:
+        """Have the segment carry frames as a wire would, for who captures them. Raises OSError."""
+        for node, interface in segment.ends:
+            with self.hosts[node].entered():
+                offload.leave_nothing(interface)
 
     def capture_points(self, segment: Segment) -> list[tuple[Namespace, str, bool]]:
         """Return where to capture so that every packet of the segment is seen once.
