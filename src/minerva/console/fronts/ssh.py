@@ -12,6 +12,7 @@ import asyncio
 import logging
 import shlex
 import socket
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -22,7 +23,7 @@ from typing import Final
 
 import asyncssh
 
-from minerva.console.access import Access, Identity
+from minerva.console.access import Access, Identity, Refused
 from minerva.console.break_glass import TokenError, Tokens
 from minerva.console.config import BREAK_GLASS
 from minerva.console.events import Mode
@@ -35,6 +36,7 @@ from minerva.console.menu import Menu, table
 from minerva.console.power import PowerAction
 from minerva.console.session import Ended, Output, Session, Told, to_terminal
 from minerva.console.session import Prompt as Asked
+from minerva.console.ssh_limits import KEX, Brake, check_asyncssh
 from minerva.console.throttle import Logins, Throttle, source_of
 from minerva.core.errors import MinervaError, UsageError
 from minerva.core.text import printable
@@ -53,6 +55,10 @@ LOGIN_BYTES: Final = 131_072
 """Bytes that a client may send before it has logged in: what it makes us do is bounded by that."""
 MAX_SESSIONS: Final = 16
 """Sessions in one connection."""
+CONNECTIONS_OF_USER: Final = 64
+"""Connections that one user may have."""
+MAX_COMMAND: Final = 8192
+"""Characters of a command."""
 REPLAY: Final = 4096
 """Bytes of before that are shown to one who attaches at a terminal."""
 QUEUE: Final = 32_768
@@ -99,10 +105,13 @@ class SshFront:
         self._hashing = {
             known: ThreadPoolExecutor(1, thread_name_prefix="password") for known in (True, False)
         }
+        check_asyncssh()
         self._keys = host_keys(directory)
         # What it says at lower levels has the names that strangers log in with, as they are.
         asyncssh.set_log_level(logging.WARNING)
         self._connections: set[asyncio.Task[None]] = set()
+        self.of_user: Counter[str] = Counter()
+        """How many connections each user has."""
 
     async def serve(self, sock: socket.socket, connections: Connections, console: str | None = None) -> None:
         """Serve a listening socket until cancelled; ``console`` if it is for one console only."""
@@ -169,6 +178,7 @@ class SshFront:
                 gss_host=None,
                 host_based_auth=False,
                 compression_algs=None,
+                kex_algs=KEX,
                 login_timeout=LOGIN_SECONDS,
                 keepalive_interval=KEEPALIVE_SECONDS,
                 keepalive_count_max=KEEPALIVES,
@@ -202,22 +212,25 @@ class _Server(asyncssh.SSHServer):
         self._refusal = ""
         self.identity: Identity | None = None
         self.sessions: set[_Session] = set()
-        self.transport_full = False
+        self._brake: Brake | None = None
+
+    @property
+    def transport_full(self) -> bool:
+        """Whether the client has not taken what it was sent: its window may be far larger."""
+        return self._brake is not None and self._brake.full
 
     # -- called by asyncssh
 
     def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
         """Begin."""
         self._conn = conn
-        # asyncssh does nothing when the transport is full: the client's window may be far larger.
-        conn.pause_writing = self._pause_writing  # type: ignore[method-assign]
-        conn.resume_writing = self._resume_writing  # type: ignore[method-assign]
         # The names of a certificate are all that it would tell us.
         conn.validate_public_key = partial(  # type: ignore[method-assign]
             self._validate_key, conn.validate_public_key
         )
         # Nor does it limit what a stranger may send and try.
         conn.data_received = partial(self._received, conn.data_received)  # type: ignore[method-assign]
+        self._brake = Brake(conn, self._room)
         conn.send_userauth_failure = partial(  # type: ignore[method-assign]
             self._attempt_failed, conn.send_userauth_failure
         )
@@ -229,6 +242,8 @@ class _Server(asyncssh.SSHServer):
                 self._fail("", guess=False)
         else:
             self._front.desk.guard.note(self.identity, "logout")
+            self._front.of_user[self.identity.user] -= 1
+            self._front.of_user += Counter()  # forgets those who have none
         self.abort()
 
     def begin_auth(self, username: str) -> bool:
@@ -275,8 +290,19 @@ class _Server(asyncssh.SSHServer):
         """Write down who logged in. Nothing came between the last proof and this."""
         found = self._candidate
         assert found is not None
-        self.identity = found
         desk = self._front.desk
+        try:
+            desk.guard.pace(found)
+            if self._front.of_user[found.user] >= CONNECTIONS_OF_USER:
+                desk.guard.note(found, "login", "", "has too many connections", allowed=False)
+                raise Refused(f"{found.user} has {CONNECTIONS_OF_USER} connections already")
+        except Refused as error:
+            assert self._conn is not None
+            self._counted = True  # as no guess
+            self._conn.disconnect(asyncssh.DISC_TOO_MANY_CONNECTIONS, printable(str(error)))
+            return
+        self.identity = found
+        self._front.of_user[found.user] += 1
         self._front.throttle.succeeded(self._source)
         desk.guard.note(found, "login", self._login.console or "", f"as {self._name}")
         if found.grants is not None:
@@ -390,11 +416,7 @@ class _Server(asyncssh.SSHServer):
         else:
             tell(partial_success)
 
-    def _pause_writing(self) -> None:
-        self.transport_full = True
-
-    def _resume_writing(self) -> None:
-        self.transport_full = False
+    def _room(self) -> None:
         for session in tuple(self.sessions):
             session.wake()
 
@@ -578,6 +600,8 @@ class _Session(asyncssh.SSHServerSession[bytes]):
 
     async def _do(self, command: str) -> None:
         desk, identity = self._front.desk, self._identity
+        if len(command) > MAX_COMMAND:
+            raise UsageError(f"a command has at most {MAX_COMMAND} characters")
         verb, _, rest = command.strip().partition(" ")
         if verb == "list" and not rest:
             self._write_lines(table(identity, desk.consoles, desk.guard))
