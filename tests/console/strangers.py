@@ -23,6 +23,9 @@ PACKAGES = {
     "sshd": "openssh-server",
     "ssh-keygen": "openssh-client",
     "picocom": "picocom",
+    "qemu-system-x86_64": "qemu-system-x86",
+    "libvirtd": "libvirt-daemon",
+    "virsh": "libvirt-clients",
     "busybox": "busybox-static",
     "minicom": "minicom",
 }

@@ -578,8 +578,9 @@ def test_a_machine_of_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     description = domain(f"<serial type='unix'><source path='{path}'/></serial>").decode()
     virsh = tmp_path / "virsh"
     virsh.write_text(
-        f'#!/bin/sh\n[ "$*" = "-c qemu:///system dumpxml vm" ] && echo "{description}" && exit\n'
-        '[ "$3" = console ] && echo "remote $*" && exit\necho "error: no domain" >&2; exit 1\n'
+        f'#!/bin/sh\n[ "$*" = "-c qemu:///system dumpxml --domain vm" ] && echo "{description}" && exit\n'
+        '[ "$3" = domstate ] && echo running && exit\n'
+        '[ "$6" = console ] && echo "remote $*" && exit\necho "error: no domain" >&2; exit 1\n'
     )
     virsh.chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
@@ -601,7 +602,7 @@ def test_a_machine_of_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
             await LibvirtBackend(LibvirtPort(domain="other")).open()
         remote = LibvirtBackend(LibvirtPort(domain="vm", uri="qemu+ssh://host/system", device="serial1"))
         await remote.open()
-        assert b"console --force vm --devname serial1" in await read_exactly(remote, 60)
+        assert b"console --force --domain vm --devname serial1" in await read_exactly(remote, 60)
         await remote.close()
 
     asyncio.run(scenario())

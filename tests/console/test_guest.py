@@ -1,19 +1,26 @@
-"""The console of a machine from its boot to a login and its end: a guest of User Mode Linux."""
+"""The console of a machine from its boot to a login and its end: guests of User Mode Linux and of QEMU."""
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
+from minerva.console.backends.base import Backend
 from minerva.console.backends.process import ProcessBackend
+from minerva.console.backends.serial import PtyBackend
+from minerva.console.backends.stream import UnixBackend
+from minerva.console.backends.telnet import TelnetBackend
 from minerva.console.hub import Hub, Mode, State
-from minerva.console.port_config import ProcessPort
+from minerva.console.port_config import ProcessPort, PtyPort, TelnetPort, UnixPort
 from minerva.console.runner import Runner
 from minerva.core.backoff import Backoff
-from tests.console.strangers import until
+from tests.console import small_guest
+from tests.console.small_guest import LOGIN
+from tests.console.strangers import free_port, running, until
 
 KERNEL = Path(os.environ.get("UML", "~/.cache/minerva/uml")).expanduser() / "usr/bin/linux.uml"
 BUSYBOX = Path("/bin/busybox")
@@ -24,14 +31,6 @@ INIT = """\
 /bin/busybox hostname guest
 /bin/busybox getty -L -l {directory}/login 115200 tty0 vt100
 /bin/busybox poweroff -f
-"""
-LOGIN = """\
-#!/bin/busybox sh
-echo "welcome $2 $1"
-while read -r line; do
-	[ "$line" = bye ] && exit
-	echo "you said: $line"
-done
 """
 
 
@@ -74,5 +73,92 @@ def test_a_guest_from_boot_to_login(tmp_path: Path) -> None:
             assert seen.count(b"guest login: ") == 2
         finally:
             await runner.stop()
+
+    asyncio.run(scenario())
+
+
+async def _log_in(hub: Hub, patience: float) -> int:
+    """Log in at a machine that has booted, and paste something; return who is attached for that."""
+    ann = hub.attach("ann", mode=Mode.WRITE, replay=100_000, now=NOW)
+    hub.input(ann, b"root\r", NOW)
+    await until(lambda: b"welcome root" in hub.tail(1000), "it lets us in", patience)
+    hub.input(ann, b"".join(b"line %d of a paste\r" % number for number in range(150)), NOW)
+    await until(lambda: b"you said: line 149 of" in hub.tail(1000), "it gets all of the paste", patience)
+    said = hub.tail(100_000)
+    assert [number for number in range(150) if b"you said: line %d of" % number not in said] == []
+    return ann
+
+
+def test_a_guest_of_qemu_at_a_unix_socket(tmp_path: Path) -> None:
+    path = tmp_path / "console"
+    command = small_guest.command(tmp_path, f"unix:{path},server=on,wait=on")
+
+    async def scenario() -> None:
+        hub = Hub("guest")
+        runner = Runner(hub, UnixBackend(UnixPort(path=str(path))), backoff=Backoff(2, 2))
+        reader = hub.attach("ben", now=NOW)
+        runner.start()
+        try:
+            async with running(*command) as qemu:
+                await until(lambda: b"guest login: " in hub.tail(100_000), "it boots", small_guest.PATIENCE)
+                assert b"Linux version" in hub.tail(100_000)
+                ann = await _log_in(hub, small_guest.PATIENCE)
+                hub.input(ann, b"bye\r", NOW)
+                await until(lambda: hub.state is State.DOWN, "it ends", small_guest.PATIENCE)
+                assert "the device ended the connection" in hub.reason
+                await qemu.wait()
+            async with running(*command):
+                await until(
+                    lambda: hub.tail(200_000).count(b"guest login: ") == 2,
+                    "it boots again",
+                    small_guest.PATIENCE,
+                )
+            seen = b""
+            while (item := hub.read(reader)) is not None:
+                seen += item if isinstance(item, bytes) else b""
+            assert seen.count(b"guest login: ") == 2
+        finally:
+            await runner.stop()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("kind", ["pty", "telnet"])
+def test_a_guest_of_qemu_at_other_lines(tmp_path: Path, kind: str) -> None:
+    port = free_port()
+    serial = "pty" if kind == "pty" else f"telnet:127.0.0.1:{port},server=on,wait=on"
+    command = small_guest.command(tmp_path, serial)
+
+    async def scenario() -> None:
+        hub = Hub("guest")
+        with (tmp_path / "said").open("w") as said:
+            qemu = await asyncio.create_subprocess_exec(*command, stdout=said, stderr=said)
+        try:
+            if kind == "pty":
+                words = (tmp_path / "said").read_text
+                await until(lambda: "redirected to /dev/pts/" in words(), "QEMU has a pseudoterminal")
+                path = next(word for word in words().split() if word.startswith("/dev/pts/"))
+                backend: Backend = PtyBackend(PtyPort(path=path))
+            else:
+                backend = TelnetBackend(TelnetPort(host="127.0.0.1", port=port))
+            runner = Runner(hub, backend, backoff=Backoff(0.1, 0.1))
+            runner.start()
+            try:
+                await until(lambda: b"guest login: " in hub.tail(100_000), "it boots", small_guest.PATIENCE)
+                ann = await _log_in(hub, small_guest.PATIENCE)
+                if kind == "telnet":
+                    # A break, and then a letter, is a question to the kernel itself.
+                    hub.send_break(ann, NOW, 0.25)
+                    hub.input(ann, b"h", NOW)
+                    await until(lambda: b"sysrq: HELP : " in hub.tail(10_000), "the kernel answers", 30)
+                qemu.kill()
+                await until(lambda: hub.state is State.DOWN, "it is down", 30)
+            finally:
+                await runner.stop()
+        finally:
+            if qemu.returncode is None:
+                with suppress(ProcessLookupError):
+                    qemu.kill()
+            await qemu.wait()
 
     asyncio.run(scenario())
