@@ -37,7 +37,8 @@ from minerva.pki.ca import CertificateAuthority
 from minerva.pki.identity import Identity
 
 LAB = "bench-flood"
-PER_SECOND = 100_000 / 60
+RATES = {"100,000 a minute": 100_000 / 60, "as fast as it can": float("inf")}
+FAST_SECONDS = 5.0
 BATCH = 16
 DIFFERENT = 20_000
 """How many different requests are made; then the first comes again, which the node has forgotten by then."""
@@ -96,11 +97,11 @@ class Sender:
         self._next = (self._next + sent) % len(self._messages)
         return sent
 
-    def flood(self, seconds: float) -> tuple[int, float]:
-        """Send at ``PER_SECOND`` for so long; return how many, and the CPU time of each in microseconds."""
+    def flood(self, seconds: float, rate: float) -> tuple[int, float]:
+        """Send ``rate`` a second for so long; return how many, and the CPU time of each in microseconds."""
         sent, cpu, started = 0, 0.0, time.monotonic()
         while (passed := time.monotonic() - started) < seconds:
-            if sent + BATCH <= passed * PER_SECOND:
+            if sent + BATCH <= passed * rate:
                 before = time.thread_time()
                 sent += self.send(BATCH)
                 cpu += time.thread_time() - before
@@ -210,37 +211,44 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=60.0)
     arguments = parser.parse_args()
-    figures: dict[str, list[float]] = {}
+    figures: dict[tuple[str, str], list[float]] = {}
     with standing_lab() as (node, where, port):
         time.sleep(5.0)  # what begins is over
         address, mac = IPv6Address(port["link_local"]), bytes.fromhex(port["mac"].replace(":", ""))
         init = request(CertificateAuthority.open(base_directory() / LAB / "ca"), address)
         made = frames(init, address, mac)
         senders = {device: Sender(where, device, made) for device in ("wire", "nowhere")}
-        for number in range(arguments.runs):
-            before = cpu_of(node)
-            time.sleep(IDLE_SECONDS)
-            at_rest = {name: (used - before[name]) / IDLE_SECONDS for name, used in cpu_of(node).items()}
-            _, alone = senders["nowhere"].flood(min(arguments.seconds, 10.0))
-            before, started = cpu_of(node), time.monotonic()
-            sent, received = senders["wire"].flood(arguments.seconds)
-            seconds = time.monotonic() - started
-            cost = {
-                name: (used - before[name] - at_rest[name] * seconds) * 1e6 / sent
-                for name, used in cpu_of(node).items()
-            }
-            for figure, value in (
-                ("sender_cpu_us", alone),
-                ("node_receiving_cpu_us", received - alone),
-                ("node_processes_cpu_us", sum(cost.values())),
-            ):
-                figures.setdefault(figure, []).append(value)
-            costs = {name: round(value, 1) for name, value in cost.items()}
-            print(f"run {number + 1}: {sent} sent; {costs}; {counted(node)}", file=sys.stderr)
+        for _ in range(arguments.runs):
+            for name, rate in RATES.items():
+                seconds = FAST_SECONDS if rate == float("inf") else arguments.seconds
+                for figure, value in flooded(node, senders, seconds, rate).items():
+                    figures.setdefault((figure, name), []).append(value)
         for sender in senders.values():
             sender.close()
-    for figure, values in figures.items():
-        report("flood", figure, values, "us", "lower")
+    for (figure, name), values in figures.items():
+        report("flood", figure, values, "us", "lower", fields={"rate": name})
+
+
+def flooded(node: LabNode, senders: dict[str, Sender], seconds: float, rate: float) -> dict[str, float]:
+    """Flood once, after a rest; return the figures."""
+    before = cpu_of(node)
+    time.sleep(IDLE_SECONDS)
+    at_rest = {name: (used - before[name]) / IDLE_SECONDS for name, used in cpu_of(node).items()}
+    _, alone = senders["nowhere"].flood(min(seconds, FAST_SECONDS), rate)
+    before, started = cpu_of(node), time.monotonic()
+    sent, received = senders["wire"].flood(seconds, rate)
+    passed = time.monotonic() - started
+    cost = {
+        name: (used - before[name] - at_rest[name] * passed) * 1e6 / sent
+        for name, used in cpu_of(node).items()
+    }
+    costs = {name: round(value, 2) for name, value in cost.items()}
+    print(f"{sent} sent in {passed:.1f} s; {costs}; {counted(node)}", file=sys.stderr)
+    return {
+        "sender_cpu_us": alone,
+        "node_receiving_cpu_us": received - alone,
+        "node_processes_cpu_us": sum(cost.values()),
+    }
 
 
 if __name__ == "__main__":
