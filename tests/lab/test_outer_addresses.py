@@ -320,6 +320,9 @@ def test_a_channel_between_link_local_addresses_is_replaced(scene: Scene) -> Non
             until(lambda: lab.channels("a") == {}, "the channel is gone")
             run("ip", "-n", host, "link", "set", "eth0", "up")
             until(lambda: scene.between("a", "b") == [(a, b)], "there is one that the RFC knows", seconds=30)
+            # The other end still holds the dead one between the others, which is in nobody's place.
+            time.sleep(3.0)
+            assert scene.between("a", "b") == [(a, b)]
             assert "packets 0 " not in nftables.run("list chain netdev lossy p1"), "some were lost"
         finally:
             nftables.run("delete table netdev lossy")
@@ -327,7 +330,7 @@ def test_a_channel_between_link_local_addresses_is_replaced(scene: Scene) -> Non
     until(scene.all_reach, "all reach each other", seconds=30)
     with Pings(lab.host("a"), *addresses) as pings:
         until(lambda: pings.reaches() and scene.is_ula_alone(), "it is replaced", seconds=90)
-        assert pings.lost() <= 2
+        assert pings.lost() <= 3, "the new one is used before the old one ends"
 
 
 def test_after_the_abutment_and_after_the_link(scene: Scene) -> None:

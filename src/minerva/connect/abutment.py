@@ -57,7 +57,7 @@ log = logging.getLogger(__name__)
 _EXPIRY_SECONDS = 5.0  # the longest time between two looks, should somebody set the clock
 _LAST_SECOND = timedelta(seconds=1)  # that of notAfter is still within the validity (RFC 5280 4.1.2.5)
 _GOODBYE_SECONDS = 0.3
-_TAKEOVER_SECONDS = 2.0  # until routing uses a new channel
+_TAKEOVER_SECONDS, _DEAD_SECONDS = 2.0, 12.0  # until routing uses a new channel; until a dead one has ended
 _SHOW_SECONDS, _SHOW_AGAIN_SECONDS = 2.0, 3.0
 _FRESH_KEYS_SECONDS = 10.0
 _FRESH_KEYS_AGAIN_SECONDS = 1.0
@@ -417,7 +417,8 @@ class Abutment(Child):
             self._last_channel += 1
             channel = self._channels[peer] = Channel(self._last_channel, name, now, event.encapsulated)
             self._open_channel(peer, channel)
-            self._loop.call_later(_TAKEOVER_SECONDS, self._take_over, port, event.address)
+            delay = _DEAD_SECONDS if event.address.is_link_local else _TAKEOVER_SECONDS
+            self._loop.call_later(delay, self._take_over, port, event.address)
         port.dull.pin(port.outer.link_local_of(event.address))
         port.outer.hold(event.address)
         channel.peer_name = name
@@ -515,7 +516,8 @@ class Abutment(Child):
     def _take_over(self, port: Port, address: IPv6Address) -> None:
         """If a neighbour has a channel at its unique local address too, end that at its link-local one.
 
-        It was made before one of the two ends had heard of the other's unique local address.
+        It was made while one of the two ends had not heard of the other's unique local address. If it is the
+        newer one, the other may have been of the peer before its restart: that had time to end.
         """
         link_local = port.outer.link_local_of(address)
         ula = port.outer.ula_of(link_local)
