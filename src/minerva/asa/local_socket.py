@@ -38,5 +38,6 @@ def open_local_socket(path: Path, kind: socket.SocketKind, backlog: int) -> sock
         sock.listen(backlog)
     except OSError as error:
         sock.close()
-        raise UsageError(f"cannot make the socket {path}: {error.strerror or error}") from error
+        hint = "; run this as root, or with another --run-dir" if isinstance(error, PermissionError) else ""
+        raise UsageError(f"cannot make the socket {path}: {error.strerror or error}{hint}") from error
     return sock

@@ -7,13 +7,15 @@ from typing import Any, Final
 
 import click
 
+from minerva.cli import options
+
 SOCKET: Final = "console.sock"
 EXTRA: Final = "the console server needs packages that are not here: pip install 'minerva-acp[console]'"
 
 config_option = click.option(
     "--config",
     "config_file",
-    type=click.Path(path_type=Path),
+    type=options.PATH,
     envvar="MINERVA_CONFIG",
     show_envvar=True,
     help="Configuration file.  [default: /etc/minerva/minerva.toml]",

@@ -54,7 +54,7 @@ def _where(function: _F) -> _F:
     """Add what says where the records are."""
     directory = click.option(
         "--directory",
-        type=click.Path(path_type=Path),
+        type=options.PATH,
         help="The console server's directory.  [default: as the server says, or the configuration]",
     )
     return directory(config_option(options.run_dir(function)))

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import click
 
 _F = TypeVar("_F", bound=Callable[..., Any])
-_PATH = click.Path(path_type=Path)
+PATH = click.Path(path_type=Path, readable=False)
+"""What cannot be read says so when it is read: click would say no more than that."""
 
 
 class FiniteRange(click.FloatRange):
@@ -28,7 +29,7 @@ def state_dir(function: _F) -> _F:
     """Add ``--state-dir`` (MINERVA_STATE_DIR)."""
     return click.option(
         "--state-dir",
-        type=_PATH,
+        type=PATH,
         envvar="MINERVA_STATE_DIR",
         default="/var/lib/minerva",
         show_default=True,
@@ -41,7 +42,7 @@ def run_dir(function: _F) -> _F:
     """Add ``--run-dir`` (MINERVA_RUN_DIR)."""
     return click.option(
         "--run-dir",
-        type=_PATH,
+        type=PATH,
         envvar="MINERVA_RUN_DIR",
         default="/run/minerva",
         show_default=True,
@@ -55,7 +56,7 @@ def config_file(function: _F) -> _F:
     return click.option(
         "--config",
         "config_file",
-        type=_PATH,
+        type=PATH,
         envvar="MINERVA_CONFIG",
         show_envvar=True,
         help="Configuration file.  [default: /etc/minerva/minerva.toml if it is there]",

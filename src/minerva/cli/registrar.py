@@ -24,7 +24,7 @@ DAYS_OF_CERTIFICATE = 30
 SECONDS_OF_CRL = 3600
 CRL_PORT = 8080
 
-_PATH = click.Path(file_okay=False, path_type=Path)
+_PATH = click.Path(file_okay=False, path_type=Path, readable=False)
 _node_directory_option = click.option(
     "--node-dir",
     "node_directory",
