@@ -401,6 +401,21 @@ def test_who_may_what(tmp_path: Path, people: People) -> None:
 
 
 @needs_openssh
+def test_what_is_piped_in_before_it_has_begun_is_sent(tmp_path: Path, people: People) -> None:
+    line = Line("rack1")
+
+    async def test(office: SshOffice) -> None:
+        for _ in range(5):
+            line.typed.clear()
+            client = await ssh(arguments(office, people, "will", "rack1"), "write")
+            client.type(b"typed ahead\r")
+            await until(lambda: line.typed == b"typed ahead\r")
+            await client.close()
+
+    run(tmp_path, people, [line], test)
+
+
+@needs_openssh
 def test_power_from_a_terminal_asks_first(tmp_path: Path, people: People) -> None:
     line = Line("rack1")
 

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 
 import pytest
 
+from minerva.asa.sockets import acp_listener
 from minerva.lab import console_act
 from minerva.lab.lab import Lab
 from minerva.lab.topology import parse_topology
@@ -69,26 +71,30 @@ def test_openssh_through_the_acp(tmp_path: Path) -> None:
             assert found["address"] == str(address)
             assert found["node"] == "n3"
 
-            def ssh(*command: str, text: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+            def begin(*command: str, port: int = console_act.PORT) -> subprocess.Popen[bytes]:
                 proxy = f"{sys.executable} -m minerva console connect --run-dir {operator.run_dir} %h %p"
                 options = [
                     *("-o", f"ProxyCommand={proxy}", "-o", "StrictHostKeyChecking=no", "-o", "BatchMode=yes"),
                     *("-o", f"UserKnownHostsFile={tmp_path / 'known'}", "-o", "IdentitiesOnly=yes"),
-                    *("-i", str(key), "-p", str(console_act.PORT), "-l", f"alice:{console_act.CONSOLE}"),
+                    *("-i", str(key), "-p", str(port), "-l", f"alice:{console_act.CONSOLE}"),
                 ]
                 with lab.network.hosts["n1"].entered():
-                    running = subprocess.Popen(
+                    return subprocess.Popen(
                         ["ssh", "-F", "none", *options, str(address), *command],
                         stdin=subprocess.PIPE,
                         stdout=subprocess.PIPE,
                         stderr=subprocess.PIPE,
                     )
-                out, err = running.communicate(text, 60)
+
+            def ssh(*command: str, port: int = console_act.PORT) -> subprocess.CompletedProcess[bytes]:
+                running = begin(*command, port=port)
+                out, err = running.communicate(b"", 60)
                 return subprocess.CompletedProcess(command, running.returncode, out, err)
 
             sent = ssh("send", "echo", "it", "is", "a$(echo live)")
             assert sent.returncode == 0, sent.stderr
             await until_recorded(config, "it is alive")
+            await front_moves(server.run_dir, config, begin, ssh)
             # The node starts again: the server gets new sockets, and the console has missed nothing.
             assert server.process is not None
             server.process.terminate()
@@ -101,6 +107,56 @@ def test_openssh_through_the_acp(tmp_path: Path) -> None:
             await until_recorded(config, "and again")
 
     asyncio.run(with_lab("console-ssh", do))
+
+
+async def front_moves(
+    run_dir: Path,
+    config: Path,
+    begin: Callable[..., subprocess.Popen[bytes]],
+    ssh: Callable[..., subprocess.CompletedProcess[bytes]],
+) -> None:
+    """Have SSH move to another port of the ACP and back, while a session goes on."""
+    port, other = console_act.PORT, console_act.PORT + 1
+    text = config.read_text()
+
+    async def reload() -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(minerva, "console", "reload", "--run-dir", run_dir)
+
+    async def moves(session: subprocess.Popen[bytes]) -> None:
+        assert session.stdin is not None
+
+        async def typed(number: str) -> None:
+            session.stdin.write(f"echo still h'ere {number}'\r".encode())  # type: ignore[union-attr]
+            session.stdin.flush()  # type: ignore[union-attr]
+            await until_recorded(config, f"still here {number}")
+
+        await typed("one")
+        config.write_text(text.replace(f"port = {port}", f"port = {other}"))
+        with acp_listener(other, run_dir=run_dir):
+            done = await reload()
+            assert (done.returncode, done.stdout) == (1, "")
+            assert (
+                f"cannot listen on acp port {other}: port {other} in the ACP: Address already in use"
+                in done.stderr
+            )
+            assert (await asyncio.to_thread(ssh, "list")).returncode == 0
+        done = await reload()
+        assert done.returncode == 0, done.stderr
+        await typed("two")
+        moved = await asyncio.to_thread(ssh, "who", port=other)
+        assert moved.returncode == 0, moved.stderr
+        assert b"alice" in moved.stdout
+        assert (await asyncio.to_thread(ssh, "list")).returncode == 255
+        config.write_text(text)
+        done = await reload()
+        assert done.returncode == 0, done.stderr
+        await typed("three")
+
+    with begin("write") as session:
+        try:
+            await moves(session)
+        finally:
+            session.kill()
 
 
 ALERTS = """

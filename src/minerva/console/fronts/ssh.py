@@ -467,7 +467,11 @@ class _Session(asyncssh.SSHServerSession[bytes]):
 
     def session_started(self) -> None:
         """Do what was asked for."""
-        if self._command is not None:
+        mode = (self._command or "").strip()
+        if self._console is not None and mode in ("read", "write"):
+            # At once: what the client has sent already comes next.
+            self._attach(self._console, Mode(mode))
+        elif self._command is not None:
             self._task = asyncio.get_running_loop().create_task(self._run(self._command))
         elif self._console is not None:
             self._attach(self._console)
@@ -611,9 +615,6 @@ class _Session(asyncssh.SSHServerSession[bytes]):
             raise UsageError("log in with the name of a console, or USER:CONSOLE, to do something there")
         name = self._console
         match verb:
-            case "read" | "write" if not rest:
-                self._attach(name, Mode(verb))
-                return
             case "who" if not rest:
                 found = desk.who(identity, name)
                 self._write_lines(
