@@ -33,10 +33,6 @@ RATE = 10.0
 FLOOD_GAP = 0.01
 """What a flooding ping waits for an answer, in seconds, before it sends the next."""
 
-STALL = 0.1
-"""What the pinger may need for one round, in seconds. More is a machine that has no time for it: that says
-nothing about the network, so it is no silence."""
-
 TCP_RATE = 2 << 20
 """Bytes per second of the TCP flow: not the machine is to be tested, on which others may be busy."""
 
@@ -91,15 +87,18 @@ Pair = tuple[str, str]
 
 @dataclass
 class Probes:
-    """Pings between all ordered pairs: when each was last answered, and how long it was silent at most."""
+    """Pings between all ordered pairs, and how long each pair was silent at most.
+
+    A pair is silent from the first ping that is not answered until a later one is: by the clock of the
+    kernel that the answer reaches, as this process may have no time to look at it.
+    """
 
     sockets: dict[str, EchoSocket]
     addresses: dict[str, IPv6Address]
-    answered: dict[Pair, float] = field(default_factory=dict)
     silent: dict[Pair, float] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=lambda: {"sent": 0, "answered": 0})
-    stalled: float = 0.0
-    _last: float = field(default_factory=time.monotonic)
+    heard: set[Pair] = field(default_factory=set)
+    counts: dict[str, int] = field(default_factory=dict)
+    _waiting: dict[Pair, dict[int, float]] = field(default_factory=dict)  # numbers, and when they were sent
     _number: int = 0
 
     @property
@@ -107,44 +106,53 @@ class Probes:
         return list(itertools.permutations(self.addresses, 2))
 
     def start(self) -> None:
-        self.answered = dict.fromkeys(self.pairs, self.now())
+        self.receive()
+        self._waiting = {pair: {} for pair in self.pairs}
         self.silent = dict.fromkeys(self.pairs, 0.0)
-
-    def now(self) -> float:
-        """The time, without that for which we were stalled."""
-        now = time.monotonic()
-        self.stalled += max(0.0, now - self._last - STALL)
-        self._last = now
-        return now - self.stalled
+        self.heard.clear()
+        self.counts = {"sent": 0, "answered": 0}
 
     def send(self, pair: Pair) -> None:
         self._number = (self._number + 1) & 0xFFFF
-        with suppress(OSError):
+        self._waiting[pair][self._number] = time.monotonic()
+        self.counts["sent"] += 1
+        with suppress(OSError):  # of which nothing comes back either
             self.sockets[pair[0]].send(self.addresses[pair[1]], os.getpid() & 0x7FFF, self._number)
-            self.counts["sent"] += 1
 
     def receive(self) -> None:
         names = {address: name for name, address in self.addresses.items()}
         for name, sock in self.sockets.items():
             for answer in sock.receive():
+                pair = (name, names[answer.source])
+                waiting = self._waiting.get(pair, {})
+                if answer.sequence not in waiting:
+                    continue  # an earlier one than the last that was answered
                 self.counts["answered"] += 1
-                self.look((name, names[answer.source]))
-                self.answered[name, names[answer.source]] = self.now()
+                self.heard.add(pair)
+                self._note(pair, waiting[answer.sequence] + answer.rtt)
+                while next(iter(waiting)) != answer.sequence:
+                    del waiting[next(iter(waiting))]
+                del waiting[answer.sequence]
 
-    def look(self, pair: Pair) -> None:
-        self.silent[pair] = max(self.silent[pair], self.now() - self.answered[pair])
+    def _note(self, pair: Pair, now: float) -> None:
+        """Note that a pair was silent until now; it may have been since just after the ping before."""
+        if self._waiting[pair]:
+            since = next(iter(self._waiting[pair].values())) - 1 / RATE
+            self.silent[pair] = max(self.silent[pair], now - since)
 
     def run(self, seconds: float) -> None:
         """Ping all pairs at ``RATE`` each, spread over time."""
-        started, sent = self.now(), 0
-        while (now := self.now()) < started + seconds:
+        started, sent = time.monotonic(), 0
+        while (now := time.monotonic()) < started + seconds:
             while sent < (now - started) * RATE * len(self.pairs):
                 self.send(self.pairs[sent % len(self.pairs)])
                 sent += 1
             self.receive()
             time.sleep(0.002)
+        time.sleep(0.1)
+        self.receive()
         for pair in self.pairs:
-            self.look(pair)
+            self._note(pair, time.monotonic())
 
 
 class Flow(threading.Thread):
@@ -239,12 +247,11 @@ def soak(lab: StandingLab, seconds: float, percent: int, nodes: list[str] = NODE
                 sockets[node] = EchoSocket(addresses[node])
             stack.callback(sockets[node].close)
         probes = Probes(sockets, addresses)
-        probes.start()
 
         def all_answer() -> bool:
-            start = probes.now()
+            probes.start()
             probes.run(0.5)
-            return all(when > start for when in probes.answered.values())
+            return probes.heard == set(probes.pairs)
 
         until(all_answer, "all reach all")
         channels = {node: lab.channels(node) for node in nodes}
@@ -258,7 +265,6 @@ def soak(lab: StandingLab, seconds: float, percent: int, nodes: list[str] = NODE
             for worker in workers:
                 worker.start()
             try:
-                probes.counts, stalled = dict.fromkeys(probes.counts, 0), probes.stalled
                 probes.start()
                 probes.run(seconds)
             finally:
@@ -269,7 +275,7 @@ def soak(lab: StandingLab, seconds: float, percent: int, nodes: list[str] = NODE
     worst = max(probes.silent, key=lambda pair: probes.silent[pair])
     begun = {what: rekeyed(lab, nodes, what) - count for what, count in before.items()}
     print(f"{percent} % loss, {seconds:.0f} s: {worst} was silent for {probes.silent[worst]:.2f} s")
-    print(probes.counts, f"the pinger itself stalled for {probes.stalled - stalled:.1f} s in all")
+    print(probes.counts)
     print(f"TCP {workers[0].received >> 10} KiB, flood {workers[1].answered}; rekeyed {begun}; kept {most}")
     assert {node: lab.channels(node) for node in nodes} == channels, "a channel was lost"
     assert probes.silent[worst] < SILENT[percent], f"{worst} was silent for {probes.silent[worst]:.2f} s"
