@@ -17,7 +17,9 @@ from cryptography.x509.oid import NameOID
 
 from minerva.core.secret import Secret
 from minerva.ikev2 import auth
-from minerva.ikev2.constants import IKE_PORT
+from minerva.ikev2.config import Config, UdpEncapsulation
+from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT
+from minerva.ikev2.encapsulation import NON_ESP_MARKER
 from minerva.ikev2.endpoint import Endpoint, SignatureNeeded, State
 from minerva.ikev2.errors import IkeCryptoError, IkeDecodeError
 from minerva.ikev2.message import Header, Protection, decode_message, decode_payloads, encode_message
@@ -62,9 +64,11 @@ class _Node:
     def __init__(self, address: IPv6Address) -> None:
         source = random.Random(str(address))
         self.address = address
-        self.endpoint = Endpoint(address, IDENTITIES[address], _authenticate, source.randbytes)
+        config = Config(udp_encapsulation=UdpEncapsulation.ACCEPT)
+        self.endpoint = Endpoint(address, IDENTITIES[address], _authenticate, source.randbytes, config)
 
-    def take(self, data: bytes, source: IPv6Address, port: int = IKE_PORT) -> list[bytes]:
+    def take(self, data: bytes, source: IPv6Address) -> list[bytes]:
+        port = ENCAPSULATION_PORT if data.startswith(NON_ESP_MARKER) else IKE_PORT
         self.endpoint.receive(data, source, port, 1.0)
         return self.out()
 
@@ -109,7 +113,7 @@ def _fuzz_endpoint(step: int, data: bytes) -> None:
 
 
 def _is_new(data: bytes) -> bool:
-    header = Header.decode(data)
+    header = Header.decode(data.removeprefix(NON_ESP_MARKER))
     return (not header.is_response and header.exchange == 34) or header.major_version > 2
 
 

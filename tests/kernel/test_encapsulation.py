@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 
@@ -15,6 +16,7 @@ pytestmark = [pytest.mark.root, pytest.mark.kernel]
 
 PLANES = {"a": "kernel", "b": "kernel", "c": "user"}
 SECONDS, RATE = 12.0, 10.0
+PACKETS = 200
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +60,22 @@ def test_pings_go_on_while_keys_are_replaced(lab: StandingLab) -> None:
     assert lost == 0, f"{lost} of {sent} pings were lost"
     assert {node: lab.channels(node) for node in PLANES} == channels
     assert all(len(found) >= 3 for found in seen.values())
+
+
+def test_what_user_space_sends_at_once_the_kernel_takes_one_by_one(lab: StandingLab) -> None:
+    """A burst of equal packets from c, which it sends together, is counted by b's kernel in full."""
+    address = lab.status("a")["acp0"]["address"]
+    with lab.host("c").entered():
+        sock = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    before = lab.channel("b", "c")["packets_in"]
+    with sock, Wire(lab.host("c"), "eth0") as wire:
+        sock.connect((address, 9))
+        for _ in range(PACKETS):
+            sock.send(bytes(1000))
+        longest = max(len(packet.data) for packet in wire.heard(1.0) if packet.kind == UDP)
+    assert longest > 2000, "none were sent together"
+    until(lambda: lab.channel("b", "c")["packets_in"] - before >= PACKETS, "all have arrived")
+    assert lab.channel("b", "c")["drops"] == {}
 
 
 def test_what_the_kernel_has(lab: StandingLab) -> None:

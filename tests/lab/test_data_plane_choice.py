@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from minerva.connect import kernel_probe
 from minerva.connect.kernel_probe import Choice, choose, why_not
 from minerva.connect.state import NodeState
 from minerva.core.errors import UsageError
@@ -45,6 +46,26 @@ def test_the_choice(problem: str, tmp_path: Path) -> None:
     assert asyncio.run(choose(state, "user")) == Choice(False, "the configuration says so")
     with pytest.raises(UsageError, match="the kernel data plane cannot be used"):
         asyncio.run(choose(state, "kernel"))
+    state.close()
+
+
+@pytest.mark.usefixtures("problem")
+def test_a_kernel_that_cannot_put_esp_into_udp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is good enough, unless that may be wanted. This one stands for it, which has no ESP at all."""
+
+    async def no_trouble(_: object) -> None:
+        pass
+
+    monkeypatch.setattr(kernel_probe, "_try_interface", no_trouble)
+    monkeypatch.setattr(kernel_probe, "_try_ipsec", lambda _: None)
+    state = NodeState(tmp_path / "state")
+    assert asyncio.run(choose(state, "auto")).kernel
+    choice = asyncio.run(choose(state, "auto", in_udp=True))
+    assert not choice.kernel
+    assert choice.reason.startswith("this kernel cannot put ESP into UDP over IPv6")
+    with pytest.raises(UsageError, match=r"cannot put ESP into UDP .*; use 'auto' or 'user'"):
+        asyncio.run(choose(state, "kernel", in_udp=True))
+    assert namespace.names(state.namespace_prefix) == []
     state.close()
 
 
