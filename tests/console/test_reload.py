@@ -398,8 +398,30 @@ def test_what_was_opened_in_vain_is_closed() -> None:
         assert not is_shut(one)
         discard(opened)
         assert is_shut(one)
-        with pytest.raises(ListenError, match=r"192\.0\.2\.1 port"):
-            await listeners.open(["192.0.2.1"], [one])
+        with pytest.raises(ListenError, match=r"203\.0\.113\.78 port"):
+            await listeners.open(["203.0.113.78"], [one])
+
+    asyncio.run(scenario())
+
+
+def test_an_address_that_the_machine_has_lost_is_no_reason_to_refuse() -> None:
+    """Who repairs a machine must be able to change something else; a new address must be right."""
+
+    async def scenario() -> None:
+        listeners = Listeners()
+        one, two = free_ports(2)
+        where = ["203.0.113.78", "127.0.0.1"]
+        await listeners.use(where, [front("a", one)], {})
+        opened = await listeners.open(where, [one, two])
+        assert list(opened) == [("127.0.0.1", two)]
+        with pytest.raises(ListenError, match=r"203\.0\.113\.79 port .*: Cannot assign requested address"):
+            await listeners.open(["203.0.113.79"], [one])
+        await listeners.use(where, [front("a", one), front("b", two)], opened)
+        _, writer = await greeted(two, b"b")
+        writer.close()
+        await asyncio.sleep(0.1)
+        assert [bool(place.problem) for place in listeners.places] == [True, False, True, False]
+        await listeners.close()
 
     asyncio.run(scenario())
 

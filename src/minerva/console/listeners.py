@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -32,6 +33,7 @@ FIRST_DELAY: Final = 0.5
 LONGEST_DELAY: Final = 5.0
 BACKLOG: Final = 128
 _LOOPBACK_ADDRESSES: Final = ("127.0.0.1", "::1")
+_AWAY: Final = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 
 
 class ListenError(MinervaError):
@@ -130,9 +132,11 @@ class Listeners:
     async def open(self, where: Sequence[str], ports: Iterable[int]) -> Opened:
         """Open at ``where`` (``acp``, ``loopback``, addresses) the ports that are not there yet.
 
-        It is for :meth:`use`. Without a node, there is nothing to open in the ACP yet. Raises ListenError.
+        It is for :meth:`use`. What is away, and not only now, is left out: the ACP if there is no node, an
+        address that this machine has lost, one of the loopback's. Raises ListenError.
         """
         opened: dict[_Key, _Socket] = {}
+        known = {*_LOOPBACK_ADDRESSES, *(where for where, _ in self._keepers)}
         try:
             for key in _keys(where, ports):
                 if key not in self._keepers:
@@ -141,6 +145,8 @@ class Listeners:
                     except NoAcp:
                         continue
                     except (AcpSocketError, OSError) as error:
+                        if getattr(error, "errno", None) in _AWAY and key[0] in known:
+                            continue
                         why = (isinstance(error, OSError) and error.strerror) or str(error)
                         raise ListenError(f"cannot listen on {key[0]} port {key[1]}: {why}") from error
         except BaseException:
