@@ -136,7 +136,7 @@ class ChannelKeys(Message):
     has come in on it, or no other is left (RFC 7296 section 2.8); it is for receiving in any case.
 
     Keys are 32 bytes of AES-256 and 4 of salt. A channel is what connects one port with one peer's
-    link-local address; it begins with its first pair and ends with its last.
+    outer address; it begins with its first pair and ends with its last.
     """
 
     channel: int

@@ -90,7 +90,7 @@ def esp_socket(
     udp_port: int = 0,
     buffer: int | None = DATA_BUFFER,
 ) -> socket.socket:
-    """Return an ESP socket between two link-local addresses of ``device`` and nobody else.
+    """Return an ESP socket between two addresses on the link of ``device`` and nobody else.
 
     It is a raw one, or one for ESP in UDP between that ``udp_port`` of both. ``buffer`` is the size of its
     two buffers in bytes, ``None`` for what the kernel gives every socket. It never fragments and never

@@ -4,7 +4,7 @@ pyroute2 knows nothing of XFRM, and what it would add is not wanted here: its me
 printed, and these carry keys. So this is a codec of its own for the few messages that are needed, on the
 structures of ``linux/xfrm.h``, and a connection that wipes what held a key.
 
-SAs are those of an ACP channel: ESP in tunnel mode, AES-GCM-16-256, between two link-local addresses, no
+SAs are those of an ACP channel: ESP in tunnel mode, AES-GCM-16-256, between two addresses on a link, no
 extended sequence numbers. Each belongs to an xfrm interface by its ``if_id``. Policies say "all IPv6", which
 catches nothing but what passes that interface; without an ``if_id`` neighbour discovery would need policies
 of its own that let it pass.
