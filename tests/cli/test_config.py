@@ -56,7 +56,8 @@ def test_without_a_file_everything_has_its_default(
 ) -> None:
     monkeypatch.delenv("MINERVA_CONFIG", raising=False)
     monkeypatch.setattr(settings, "DEFAULT_FILE", tmp_path / "none.toml")
-    assert check(capsys) == (0, "ok\n", "")
+    said = f"ok: there is no {tmp_path}/none.toml, so all is as it is without one\n"
+    assert check(capsys) == (0, said, "")
     file = tmp_path / "missing.toml"
     assert check(capsys, "--config", str(file)) == (
         2,

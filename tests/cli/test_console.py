@@ -91,6 +91,7 @@ def test_replay(serving: Serving) -> None:
 
 def test_records_are_found_without_the_configuration(serving: Serving, tmp_path: Path) -> None:
     """By the server, which knows where they are, or by naming its directory when it does not run."""
+    assert serving.cli("send", "echo", "--no-enter", "for the audit log").returncode == 0
     environment = {name: value for name, value in os.environ.items() if name != "MINERVA_CONFIG"}
 
     def log(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -109,6 +110,14 @@ def test_records_are_found_without_the_configuration(serving: Serving, tmp_path:
         done = log(*arguments)
         assert done.returncode == 0, done.stderr
         assert "* the console is up" in done.stdout
+    done = subprocess.run(
+        [sys.executable, "-m", "minerva", "console", "audit", "verify", "--run-dir", str(serving.run_dir)],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    assert (done.returncode, done.stdout.startswith("no line was altered")) == (0, True), done.stderr
     done = log("--run-dir", str(tmp_path), "--directory", str(tmp_path))
     assert (done.returncode, done.stderr) == (
         2,
@@ -117,7 +126,7 @@ def test_records_are_found_without_the_configuration(serving: Serving, tmp_path:
     if not settings.DEFAULT_FILE.exists():
         done = log("--run-dir", str(tmp_path))
         assert done.returncode == 2
-        assert "say where the records are with --directory or --config" in done.stderr
+        assert "name its directory with --directory, or its --config" in done.stderr
 
 
 def test_a_wrong_name_is_answered_with_those_that_are_like_it(serving: Serving, tmp_path: Path) -> None:

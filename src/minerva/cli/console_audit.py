@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from minerva.cli import options
-from minerva.cli.console_common import config_option
+from minerva.cli.console_common import find_directory, where
 from minerva.core.errors import UsageError
 from minerva.core.text import printable
 
@@ -27,9 +27,11 @@ def audit() -> None:
     metavar="SHA256",
     help="Also check that the line with this digest, which was the last one once, is still there.",
 )
-@config_option
+@where
 @options.as_json
-def verify(heads: tuple[str, ...], config_file: Path | None, as_json: bool) -> None:
+def verify(
+    heads: tuple[str, ...], directory: Path | None, config_file: Path | None, run_dir: Path, as_json: bool
+) -> None:
     """Check that no line of the audit log was altered, put in or taken out since it was written.
 
     Each line has the SHA-256 of the one before it. Whoever is root can make all lines anew, or take away the
@@ -37,9 +39,9 @@ def verify(heads: tuple[str, ...], config_file: Path | None, as_json: bool) -> N
     command prints it, has been kept on another machine and is given as --head.
     """
     from minerva.console import audit_chain
-    from minerva.console import config as configuration
+    from minerva.console.config import AUDIT
 
-    path = configuration.load(config_file).audit_file
+    path = find_directory(directory, config_file, run_dir) / AUDIT
     try:
         found = audit_chain.verify(path, [head.lower() for head in heads])
     except FileNotFoundError:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import click
 
 from minerva.cli import options
+from minerva.core import settings
+from minerva.core.errors import UsageError
+
+_F = TypeVar("_F", bound=Callable[..., Any])
 
 SOCKET: Final = "console.sock"
 EXTRA: Final = "the console server needs packages that are not here: pip install 'minerva-acp[console]'"
@@ -20,6 +25,11 @@ config_option = click.option(
     show_envvar=True,
     help="Configuration file.  [default: /etc/minerva/minerva.toml]",
 )
+directory_option = click.option(
+    "--directory",
+    type=options.PATH,
+    help="The console server's directory.  [default: as the server says, or the configuration]",
+)
 name_argument = click.argument("console", metavar="CONSOLE")
 
 
@@ -29,3 +39,27 @@ def call(run_dir: Path, command: str, **arguments: Any) -> dict[str, Any]:
 
     wanted = {name: value for name, value in arguments.items() if value is not None}
     return client.call(run_dir / SOCKET, command, **wanted)
+
+
+def where(function: _F) -> _F:
+    """Add what :func:`find_directory` needs: ``directory``, ``config_file`` and ``run_dir``."""
+    return directory_option(config_option(options.run_dir(function)))
+
+
+def find_directory(directory: Path | None, config_file: Path | None, run_dir: Path) -> Path:
+    """Return the console server's directory. Raises MinervaError."""
+    from minerva.console import config as configuration
+    from minerva.console.client import NoServer
+
+    if directory is not None:
+        return directory
+    if config_file is None:
+        try:
+            return Path(call(run_dir, "status")["directory"])
+        except NoServer:
+            if not settings.DEFAULT_FILE.exists():
+                raise UsageError(
+                    f"no console server runs with the run directory {run_dir}, and there is no "
+                    f"{settings.DEFAULT_FILE}: name its directory with --directory, or its --config"
+                ) from None
+    return Path(configuration.load(config_file).directory)

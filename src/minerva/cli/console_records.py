@@ -15,9 +15,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from minerva.cli import options
-from minerva.cli.console_common import call, config_option, name_argument
+from minerva.cli.console_common import find_directory, name_argument, where
 from minerva.cli.options import FiniteRange
-from minerva.core import settings
 from minerva.core.errors import UsageError
 from minerva.core.text import did_you_mean, printable, utc
 
@@ -50,21 +49,13 @@ def _since_until(function: _F) -> _F:
     return since(until(function))
 
 
-def _where(function: _F) -> _F:
-    """Add what says where the records are."""
-    directory = click.option(
-        "--directory",
-        type=options.PATH,
-        help="The console server's directory.  [default: as the server says, or the configuration]",
-    )
-    return directory(config_option(options.run_dir(function)))
-
-
 def _records(
     directory: Path | None, config_file: Path | None, run_dir: Path, console: str | None = None
 ) -> Path:
     """Return where the records are. Raises UsageError if there are none, or none of ``console``."""
-    found = _directory(directory, config_file, run_dir)
+    from minerva.console.config import RECORDS
+
+    found = find_directory(directory, config_file, run_dir) / RECORDS
     try:
         names = [entry.name for entry in found.iterdir()]
     except FileNotFoundError:
@@ -76,28 +67,10 @@ def _records(
     return found
 
 
-def _directory(directory: Path | None, config_file: Path | None, run_dir: Path) -> Path:
-    from minerva.console import config as configuration
-    from minerva.console.client import NoServer
-
-    if directory is not None:
-        return directory / configuration.RECORDS
-    if config_file is None:
-        try:
-            return Path(call(run_dir, "status")["directory"]) / configuration.RECORDS
-        except NoServer:
-            if not settings.DEFAULT_FILE.exists():
-                raise UsageError(
-                    f"no console server runs with the run directory {run_dir}, and there is no "
-                    f"{settings.DEFAULT_FILE}: say where the records are with --directory or --config"
-                ) from None
-    return configuration.load(config_file).records_directory
-
-
 @click.command(short_help="Show the last lines of a console's record.")
 @name_argument
 @click.option("-n", "--lines", "count", type=click.IntRange(1), default=50, show_default=True)
-@_where
+@where
 @options.as_json
 def log(
     console: str,
@@ -126,7 +99,7 @@ def log(
     "-i", "--ignore-case", is_flag=True, help="Whether letters are small or capital does not matter."
 )
 @_since_until
-@_where
+@where
 @options.as_json
 def search(
     pattern: str,
@@ -174,7 +147,7 @@ def search(
 @click.option("--speed", type=FiniteRange(0.01, 10_000), default=1.0, show_default=True)
 @click.option("--max-idle", type=FiniteRange(0, 3600), default=2.0, show_default=True, help="Longest pause.")
 @_since_until
-@_where
+@where
 def replay(
     console: str,
     speed: float,

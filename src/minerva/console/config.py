@@ -30,6 +30,8 @@ ACP: Final = "acp"
 LOOPBACK: Final = "loopback"
 RECORDS: Final = "records"
 """Where in the directory the records are."""
+AUDIT: Final = "audit.jsonl"
+"""Where in the directory the audit log is."""
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
@@ -172,7 +174,7 @@ class Config:
     @property
     def audit_file(self) -> Path:
         """Where it is written who did what."""
-        return Path(self.directory) / "audit.jsonl"
+        return Path(self.directory) / AUDIT
 
 
 def parse(text: str, source: str) -> Config | None:

@@ -35,23 +35,21 @@ class Certificate:
     def __init__(self, settings: Web, directory: Path) -> None:
         self._settings = settings
         self._file = directory / FILE
-        self._told = ""
 
     def files(self) -> tuple[str, str]:
         """Return the files of the certificate and of its key. Raises CertificateError."""
         if self._settings.certificate:
             return self._settings.certificate, self._settings.key
         try:
-            if not self._file.exists():
+            made = not self._file.exists()
+            if made:
                 self._make()
-                log.info("a certificate for the web page was made: %s", self._file)
             shown = x509.load_pem_x509_certificate(self._file.read_bytes())
         except (OSError, ValueError) as error:
             raise CertificateError(f"cannot use {self._file}, the web page's certificate: {error}") from error
-        digest = shown.fingerprint(hashes.SHA256()).hex(":")
-        if digest != self._told:
-            self._told = digest
-            log.info("the web page's certificate has the SHA-256 %s", digest)
+        if made:
+            digest = shown.fingerprint(hashes.SHA256()).hex(":")
+            log.info("a certificate for the web page was made: %s, with the SHA-256 %s", self._file, digest)
         return str(self._file), str(self._file)
 
     def load(self) -> tuple[ssl.SSLContext, bytes]:
