@@ -66,7 +66,7 @@ test: $(VENV)/.test
 test-kernel: $(VENV)/.test
 	@sh tools/apt-packages $(UML_PACKAGES)
 	@nice sh tools/uml-build $(UML)
-	@MINERVA_TEST_ALONE=1 sh tools/uml -k $(UML) -t 1200 -- \
+	@MINERVA_TEST_ALONE=1 sh tools/uml -k $(UML) -t 1800 -- \
 		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel
 
 lint: $(VENV)/.test
