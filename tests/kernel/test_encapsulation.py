@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
 import time
 from collections.abc import Iterator
@@ -70,8 +72,12 @@ def test_what_user_space_sends_at_once_the_kernel_takes_one_by_one(lab: Standing
     before = lab.channel("b", "c")["packets_in"]
     with sock, Wire(lab.host("c"), "eth0") as wire:
         sock.connect((address, 9))
+        # Meanwhile the data plane must not send them as they come.
+        pid = lab.processes("c")["data-plane"]["pid"]
+        os.kill(pid, signal.SIGSTOP)
         for _ in range(PACKETS):
             sock.send(bytes(1000))
+        os.kill(pid, signal.SIGCONT)
         longest = max(len(packet.data) for packet in wire.heard(1.0) if packet.kind == UDP)
     assert longest > 2000, "none were sent together"
     until(lambda: lab.channel("b", "c")["packets_in"] - before >= PACKETS, "all have arrived")

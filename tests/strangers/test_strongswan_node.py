@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -26,6 +28,7 @@ pytestmark = pytest.mark.root
 PORTS = (ENCAPSULATION_PORT, ENCAPSULATION_PORT)
 LIFETIME = 8
 RATE = 20.0
+BURST = 60
 
 
 @dataclass
@@ -211,6 +214,34 @@ def test_data_both_ways_while_the_node_replaces_keys(
     assert channel["channel"] == before["channel"]
     assert channel["spi_out"] != before["spi_out"]
     until(lambda: scene.charon.sas().count("ESTABLISHED") == 1, "charon has one IKE SA")
+
+
+def test_what_the_node_sends_at_once_charon_takes_one_by_one(
+    scene: Scene, data: Callable[[dict[str, Any]], Data]
+) -> None:
+    """A burst of equal packets, which the kernel cuts from one."""
+    scene.start("accept", 3600)
+    wire = data(scene.meet("it")).wire
+    inside = Namespace(scene.status()["acp0"]["namespace"])
+    with inside.entered():
+        near = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    inside.close()
+    with scene.theirs.entered():
+        far = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+    with near, far:
+        far.bind((str(INNER_B), 7))
+        far.settimeout(5)
+        near.connect((str(INNER_B), 7))
+        wire.forget()
+        packets = [number.to_bytes(4) * 100 for number in range(BURST)]
+        # Meanwhile the data plane must not send them as they come.
+        pid = next(item["pid"] for item in scene.status()["processes"] if item["name"] == "data-plane")
+        os.kill(pid, signal.SIGSTOP)
+        for packet in packets:
+            near.send(packet)
+        os.kill(pid, signal.SIGCONT)
+        assert max(len(packet.data) for packet in wire.heard(1.0) if packet.kind == UDP) > 1000
+        assert [far.recv(1000) for _ in packets] == packets
 
 
 def test_without_it_they_do_not_come_together(scene: Scene) -> None:
