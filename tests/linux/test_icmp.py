@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -61,6 +62,7 @@ def test_refused(text: str) -> None:
 # --- the socket -------------------------------------------------------------------------------------------
 
 ONE, TWO, THREE = (IPv6Address(f"fd00::{number}") for number in (1, 2, 3))
+IFA_F_TENTATIVE = 0x40
 Isolated = Callable[[Callable[[], None]], None]
 
 
@@ -69,6 +71,16 @@ def set_up_loopback() -> None:
         fcntl.ioctl(control, 0x8914, struct.pack("16sH22x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
         for address in (ONE, TWO):
             fcntl.ioctl(control, 0x8916, struct.pack("16sIi", address.packed, 128, 1))  # SIOCSIFADDR
+    # The kernel takes up an address a moment later, even here, where nobody could have it already.
+    deadline = time.monotonic() + 10
+    while any(int(line.split()[4], 16) & IFA_F_TENTATIVE for line in addresses_here()):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def addresses_here() -> list[str]:
+    """Return the addresses of this thread's network namespace, as the kernel lists them."""
+    return Path("/proc/thread-self/net/if_inet6").read_text().splitlines()
 
 
 @pytest.fixture
