@@ -342,32 +342,43 @@ def test_the_file_is_read_whenever_it_is_another_one(
     other = Credential(b"another")
     with caplog.at_level(logging.INFO):
         keys = Revoked(str(path))
+        assert "has not been read yet" in keys.refuses(other)
+        keys.look()
         assert keys.refuses(other) == (
             f"keys are not taken: the list of revoked keys {path} cannot be used: No such file or directory"
         )
-        assert not keys.has(a_key, 0.0)
+        assert not keys.has(a_key)
         path.write_bytes(line(a_key))
+        keys.look()
         assert keys.refuses(a_key) == "the key or certificate is revoked"
         assert keys.refuses(other) == ""
-        assert [keys.has(each, 10.0) for each in (a_key, other)] == [True, False]
+        assert [keys.has(each) for each in (a_key, other)] == [True, False]
         path.write_bytes(b"nonsense")
+        keys.look()
         assert "line 1 is neither" in keys.refuses(other)
-        keys.refuses(other)
-        assert keys.has(a_key, 20.0)
+        keys.look()
+        assert keys.has(a_key)
         path.write_bytes(b"")
+        keys.look()
         assert keys.refuses(a_key) == ""
-        assert not keys.has(a_key, 30.0)
+        assert not keys.has(a_key)
     assert caplog.text.count("nobody can log in") == 2
     assert caplog.text.count("1 entries of revoked keys") == 1
 
 
+def refusal(path: Path, shown: Credential) -> str:
+    keys = Revoked(str(path))
+    keys.look()
+    return keys.refuses(shown)
+
+
 def test_strange_files(tmp_path: Path, a_key: Credential, monkeypatch: pytest.MonkeyPatch) -> None:
     os.mkfifo(tmp_path / "pipe")
-    assert "it is no file" in Revoked(str(tmp_path / "pipe")).refuses(a_key)
-    assert "Is a directory" in Revoked(str(tmp_path)).refuses(a_key)
+    assert "it is no file" in refusal(tmp_path / "pipe", a_key)
+    assert "Is a directory" in refusal(tmp_path, a_key)
     monkeypatch.setattr(revoked, "MAX_SIZE", 1 << 20)
     (tmp_path / "large").write_bytes(b"#" * ((1 << 20) + 1))
-    assert "more than 1 MiB" in Revoked(str(tmp_path / "large")).refuses(a_key)
+    assert "more than 1 MiB" in refusal(tmp_path / "large", a_key)
     assert Revoked("").refuses(a_key) == ""
     with pytest.raises(UsageError, match="must be a file, and begin with /"):
         from_table({"access": {"revoked": "krl"}}, "console")
@@ -435,7 +446,9 @@ def test_logins_and_sessions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
     async def main() -> None:
         async with SshOffice(tmp_path / "console", table, [Line("rack1")]) as office, asyncio.timeout(60):
+            watching = asyncio.ensure_future(revoked.watch(lambda: office.access.revoked))
             await test(office)
+            watching.cancel()
 
     (tmp_path / "console").mkdir()
     asyncio.run(main())

@@ -134,7 +134,7 @@ class Access:
         """Return the highest role somebody has at a console."""
         if identity.until is not None and now >= identity.until:
             return None
-        if identity.shown is not None and self.revoked.has(identity.shown, now):
+        if identity.shown is not None and self.revoked.has(identity.shown):
             return None
         grants = self._grants.get(identity.user, ()) if identity.grants is None else identity.grants
         return max((role for role, pattern in grants if fnmatchcase(console, pattern)), default=None)

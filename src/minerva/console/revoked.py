@@ -6,9 +6,12 @@ has it, too. Sessions that there are go by the last list that could be read.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import stat
+import threading
+from collections.abc import Callable
 from typing import Final
 
 from minerva.console.krl import Credential, DecodeError, RevokedKeys
@@ -19,42 +22,37 @@ log = logging.getLogger(__name__)
 MAX_SIZE: Final = 16 << 20
 """Bytes of a file at most."""
 LOOK_SECONDS: Final = 1.0
-"""How often it is looked whether the file is another one, for those who have logged in."""
+"""How often it is looked whether the file is another one, besides at each login."""
 
 
 class Revoked:
-    """The keys in the file ``path``; none, if it is empty."""
+    """The keys in the file ``path``, as :meth:`look` has found them; none, if it is empty."""
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.problem = ""
+        self.problem = f"the list of revoked keys {printable(path)} has not been read yet" if path else ""
         """Why the file cannot be used; empty if it can."""
         self._keys = RevokedKeys()
         self._seen: tuple[int, ...] | None = None
-        self._looked: float | None = None
-        if path:
-            self._look()
+        self._looking = threading.Lock()
 
     def refuses(self, shown: Credential) -> str:
-        """Return why nobody may log in by this; empty if it is good."""
-        if not self.path:
-            return ""
-        self._look()
+        """Return why nobody may log in by this; empty if it is good. :meth:`look` just before."""
         if self.problem:
             return f"keys are not taken: {self.problem}"
         return "the key or certificate is revoked" if shown in self._keys else ""
 
-    def has(self, shown: Credential, now: float) -> bool:
-        """Return whether what somebody has logged in by is revoked now (in seconds)."""
-        if not self.path:
-            return False
-        if self._looked is None or not 0 <= now - self._looked < LOOK_SECONDS:
-            self._looked = now
-            self._look()
+    def has(self, shown: Credential) -> bool:
+        """Return whether what somebody has logged in by is revoked since."""
         return shown in self._keys
 
+    def look(self) -> None:
+        """Read the file, if it is another one. To be called in a thread: it may be large."""
+        if self.path:
+            with self._looking:
+                self._look()
+
     def _look(self) -> None:
-        """Read the file, if it is another one."""
         try:
             # A pipe or a device would hold us up.
             descriptor = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -82,3 +80,10 @@ class Revoked:
             if problem != self.problem:
                 log.error("%s; nobody can log in with a key or certificate until it can", problem)
         self.problem = problem
+
+
+async def watch(current: Callable[[], Revoked]) -> None:
+    """Look for ever at the file that ``current`` returns, for those who have logged in."""
+    while True:
+        await asyncio.to_thread(current().look)
+        await asyncio.sleep(LOOK_SECONDS)

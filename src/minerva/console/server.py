@@ -22,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from minerva.console import revoked
 from minerva.console.access import Access, Action, Guard, Identity, Refused
 from minerva.console.alerts import Alert, AlertSink, Notifier
 from minerva.console.announce import Announcer
@@ -226,6 +227,8 @@ class ConsoleServer:
             throttle=self._throttle,
         )
         self._stack.callback(self._ssh.close)
+        watching = asyncio.ensure_future(revoked.watch(lambda: self.access.revoked))
+        self._stack.callback(watching.cancel)
         await self._open_control_socket()
         for console in [self._make(name, port) for name, port in self.config.ports.items()]:
             self._begin(console)

@@ -398,6 +398,7 @@ class _Server(asyncssh.SSHServer):
         signature: bytes,
     ) -> bool:
         self._shown = key_data
+        await asyncio.to_thread(self._front.desk.guard.access.revoked.look)
         return await validate(username, key_data, msg, signature)
 
     def _received(self, receive: Callable[[bytes, int | None], None], data: bytes, *rest: int | None) -> None:
