@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import asyncssh
@@ -16,6 +16,7 @@ import pytest
 
 from minerva.console import backends, port_config
 from minerva.console.backends import base, make_backend
+from minerva.console.backends import telnet as telnet_backend
 from minerva.console.backends.base import BackendError, Capability, Unsupported, read_password
 from minerva.console.backends.libvirt import LibvirtBackend, device_in
 from minerva.console.backends.process import ProcessBackend
@@ -612,3 +613,30 @@ def test_virsh_is_not_there(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(BackendError, match="install libvirt-clients"):
         asyncio.run(LibvirtBackend(LibvirtPort(domain="vm")).open())
+
+
+def test_what_a_server_says_while_the_line_is_set_up_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(telnet_backend, "ANSWER_SECONDS", 1.5)
+    said = 0
+
+    async def talk(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal said
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"x" * 65_536)
+                await writer.drain()
+                said += 65_536
+        writer.close()
+
+    async def scenario() -> None:
+        async with await asyncio.start_server(talk, "127.0.0.1", 0) as server:
+            number = server.sockets[0].getsockname()[1]
+            backend = Rfc2217Backend(Rfc2217Port(host="127.0.0.1", port=number))
+            with pytest.raises(BackendError, match="does not speak RFC 2217"):
+                await backend.open()
+            assert said > telnet_backend.MAX_READ_AHEAD
+            assert len(backend._read_ahead) <= telnet_backend.MAX_READ_AHEAD
+            await backend.close()
+            await asyncio.sleep(0.1)
+
+    asyncio.run(scenario())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -204,3 +206,11 @@ def test_settings_as_messages() -> None:
         (What.SET_STOPSIZE, 3),
         (What.SET_CONTROL, 3),
     ]
+
+
+def test_what_is_escaped_is_taken_in_time_linear_in_it() -> None:
+    began = time.process_time()
+    for data in (b"\xff\xff" * 262_144, b"a\xff\xff" * 131_072):
+        [found] = Telnet().receive(data)
+        assert found == Data(data.replace(b"\xff\xff", b"\xff"))
+    assert time.process_time() - began < 4

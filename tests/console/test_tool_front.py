@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import serial
 
+import serial
 from minerva.console.backends.base import BackendError, Capability, LineSettings, Modem, Unsupported
 from minerva.console.backends.telnet import Rfc2217Backend
 from minerva.console.events import BreakAsked, Typed
@@ -189,7 +190,7 @@ def test_who_may_not_even_look_is_sent_away() -> None:
 
 
 def test_there_is_a_limit_to_connections(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(front, "MAX_CONNECTIONS", 2)
+    monkeypatch.setattr(front, "MAX_OF_SOURCE", 2)
 
     async def scenario() -> None:
         async with tools(Device(), telnet=False) as port:
@@ -201,6 +202,44 @@ def test_there_is_a_limit_to_connections(monkeypatch: pytest.MonkeyPatch) -> Non
                 await leave(each)
 
     asyncio.run(scenario())
+
+
+def test_one_who_comes_all_the_time_is_heard_once_in_a_while(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(front, "BURST", 5)
+
+    def may(_: str, what: str) -> bool:
+        asked.append(what)
+        return False
+
+    async def scenario() -> None:
+        async with tools(Device(), telnet=False, may=may) as port:
+            for _ in range(100):
+                reader, writer = await port.connect()
+                with suppress(ConnectionError):
+                    assert await reader.read() == b""
+                await leave(writer)
+
+    asyncio.run(scenario())
+    assert 5 <= asked.count("attach") < 20
+    assert caplog.text.count("is refused") == asked.count("attach")
+
+
+def test_a_stranger_who_asks_for_breaks_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+
+    async def scenario() -> None:
+        async with tools(Device(), telnet=True, may=lambda _, what: what != "write") as port:
+            _, writer = await port.connect()
+            writer.write(b"\xff\xf3" * 10_000 + b"end")
+            await writer.drain()
+            await asyncio.sleep(0.5)
+            await leave(writer)
+
+    asyncio.run(scenario())
+    assert len(caplog.records) < 20
 
 
 def test_what_is_typed_while_the_device_is_away_is_as_on_an_open_line() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Final, TypeAlias
 
 SE: Final = 240
@@ -162,9 +163,8 @@ class Telnet:
         position = 0
         while position < len(data):
             if self._place is _Place.DATA:
-                end = data.find(_IAC_BYTE, position)
-                end = len(data) if end < 0 else end
-                self._take_data(data[position:end], events)
+                end = _end_of_data(data, position)
+                self._take_data(data[position:end].replace(_ESCAPED, _IAC_BYTE), events)
                 position = end + 1
                 if end < len(data):
                     self._place = _Place.COMMAND
@@ -178,7 +178,7 @@ class Telnet:
             else:
                 self._take_byte(data[position], events)
                 position += 1
-        return events
+        return _joined(events)
 
     def _take_byte(self, byte: int, events: list[TelnetEvent]) -> None:
         place, self._place = self._place, _Place.DATA
@@ -218,10 +218,7 @@ class Telnet:
             self._after_cr = data.endswith(b"\r") if data else False
             data = data.replace(b"\r\0", b"\r")
         if data:
-            if events and isinstance(last := events[-1], Data):
-                events[-1] = Data(last.data + data)
-            else:
-                events.append(Data(data))
+            events.append(Data(data))
 
     def _keep(self, data: bytes) -> None:
         if len(self._inside) + len(data) > MAX_SUBNEGOTIATION:
@@ -262,3 +259,21 @@ class Telnet:
                 self._out += bytes([IAC, no, option])
             side[option] = _Side.NO
             events.append(Option(option, ours, False))
+
+
+def _end_of_data(data: bytes, start: int) -> int:
+    """Return where there is the first IAC that no other one follows."""
+    while (end := data.find(_IAC_BYTE, start)) >= 0 and data[end + 1 : end + 2] == _IAC_BYTE:
+        start = end + 2
+    return len(data) if end < 0 else end
+
+
+def _joined(events: list[TelnetEvent]) -> list[TelnetEvent]:
+    """Return the events with all data in one that follow each other."""
+    found: list[TelnetEvent] = []
+    for same, group in groupby(events, key=type):
+        if same is Data:
+            found.append(Data(b"".join(event.data for event in group if isinstance(event, Data))))
+        else:
+            found += group
+    return found

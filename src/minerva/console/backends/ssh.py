@@ -27,6 +27,7 @@ from minerva.console.backends.base import (
     why,
 )
 from minerva.console.port_config import SshPort
+from minerva.console.ssh_limits import Brake, check_asyncssh
 from minerva.core.text import printable, shortened
 
 if TYPE_CHECKING:
@@ -45,6 +46,10 @@ class _Client(asyncssh.SSHClient):
     def __init__(self, trust: bool) -> None:
         self._trust = trust
         self.shown: asyncssh.SSHKey | None = None
+
+    def connection_made(self, conn: asyncssh.SSHClientConnection) -> None:
+        """Let the server have us do only so much at once."""
+        Brake(conn)
 
     def validate_host_public_key(self, host: str, addr: str, port: int, key: asyncssh.SSHKey) -> bool:  # noqa: ARG002
         """Called for a key that is not among the known ones."""
@@ -79,6 +84,7 @@ class SshBackend(Base):
 
     async def open(self) -> None:
         """Log in and ask for the console."""
+        check_asyncssh()
         settings = self._settings
         self._port, command = settings.port, settings.command
         if settings.redfish:
@@ -163,6 +169,7 @@ class SshBackend(Base):
             "client_keys": [settings.key_file] if settings.key_file else None,
             "known_hosts": (keys, [], []),
             "agent_path": None,
+            "compression_algs": None,  # a packet may be a thousand times larger when it is unpacked
             "config": None,
             "login_timeout": CONNECT_SECONDS,
             "keepalive_interval": KEEP_ALIVE_SECONDS,

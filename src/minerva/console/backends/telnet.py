@@ -45,6 +45,8 @@ from minerva.core.text import printable
 
 log = logging.getLogger(__name__)
 
+MAX_READ_AHEAD: Final = 262_144
+"""Bytes that wait for the first who reads; older ones are lost."""
 ANSWER_SECONDS: Final = 10.0
 """How long a server has to answer a request."""
 
@@ -117,6 +119,8 @@ class TelnetBackend(Base):
         for event in self._telnet.receive(data):
             if isinstance(event, Data):
                 self._read_ahead += event.data
+                # While the line is being set up, nobody reads, and the device may say what it likes.
+                del self._read_ahead[:-MAX_READ_AHEAD]
             else:
                 self.handle(event)
         await self._flush()

@@ -12,6 +12,7 @@ import asyncio
 import logging
 import socket
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -63,12 +64,20 @@ from minerva.console.telnet import (
     Telnet,
     TelnetEvent,
 )
+from minerva.console.throttle import MAX_SOURCES, Logins, source_of
+from minerva.core.rate import TokenBucket
 from minerva.core.text import printable
 
 log = logging.getLogger(__name__)
 
 MAX_CONNECTIONS: Final = 32
-"""So many tools may have one port open at once."""
+"""So many tools may have one port open at once; then the oldest of the busiest source goes,"""
+MAX_OF_SOURCE: Final = 16
+"""and of one source so many."""
+BURST: Final = 30
+"""So often may one source connect at once,"""
+PACE_SECONDS: Final = 1.0
+"""and once more every so many seconds."""
 MODEM_SECONDS: Final = 0.5
 """How often it is looked how the modem lines are."""
 SIGNATURE: Final = b"Minerva"
@@ -105,7 +114,8 @@ class ToolFront:
         self._telnet = telnet
         self._may = may
         self._break_seconds = break_seconds
-        self._connections: set[asyncio.Task[None]] = set()
+        self._places = Logins(MAX_OF_SOURCE, MAX_CONNECTIONS)
+        self._paces: OrderedDict[str, TokenBucket] = OrderedDict()
 
     async def serve(self, listener: socket.socket, connections: Connections) -> None:
         """Serve those who connect to ``listener``, until this is cancelled."""
@@ -128,15 +138,30 @@ class ToolFront:
     def _admit(self, sock: socket.socket, address: object, connections: Connections) -> None:
         user = self._user()
         kind = "telnet" if self._telnet else "tcp"
-        source = f"{kind} {address[0]}" if isinstance(address, tuple) else kind
-        if len(self._connections) >= MAX_CONNECTIONS or not self._may(user, "attach"):
+        where = str(address[0]) if isinstance(address, tuple) else ""
+        source = f"{kind} {where}".rstrip()
+        if not self._paced(source_of(where)):
+            # Not told: whoever comes so often would fill the logs.
+            sock.close()
+            return
+        number = None
+        if self._may(user, "attach"):
+            number = self._places.enter(source_of(where), lambda: _cancel(task))
+        if number is None:
             log.warning("console %s: %s from %s is refused", self._name, printable(user), source)
             sock.close()
             return
         task = asyncio.get_running_loop().create_task(self._connection(sock, user, source))
         connections.add(task)
-        self._connections.add(task)
-        task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: self._places.leave(number))
+
+    def _paced(self, source: str) -> bool:
+        """Return whether one may come again already: there is no login that would stop it."""
+        pace = self._paces.pop(source, None) or TokenBucket(BURST, PACE_SECONDS)
+        self._paces[source] = pace
+        if len(self._paces) > MAX_SOURCES:
+            self._paces.popitem(last=False)
+        return pace.take(time.monotonic())
 
     async def _connection(self, sock: socket.socket, user: str, source: str) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):
@@ -389,7 +414,8 @@ class _TelnetConnection(_Connection):
         try:
             self._hub.send_break(self._here(), time.time(), seconds)
         except HubError as error:
-            log.info("console %s: %s", self._hub.name, error)
+            # Nothing to tell of: a stranger may ask for it with every two bytes.
+            log.debug("console %s: %s", self._hub.name, error)
 
     async def _modem(self) -> Modem:
         if self._hub.state in (State.DOWN, State.UNKNOWN):
@@ -494,6 +520,10 @@ class _TelnetConnection(_Connection):
             await line.set_lines(dtr=dtr, rts=rts)
         except BackendError as error:
             log.info("console %s: %s", self._hub.name, error)
+
+
+def _cancel(task: asyncio.Task[None]) -> None:
+    task.cancel()
 
 
 def _changed(settings: LineSettings, what: What, value: int) -> LineSettings | None:
