@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from minerva.console import client, record_search
+from minerva.console import audit_chain, client, record_search
 from minerva.console.client import ConsoleClientError
 from tests.console.serving import Serving, until
 
@@ -57,6 +57,9 @@ def test_it_serves_and_ends_in_order(serving: Serving) -> None:
     lines = [line.text for line in record_search.last_lines(records(serving), "echo", 10)]
     assert "hello there" in lines
     assert lines[-1] == "the record ends"
+    chain = audit_chain.verify(directory / "audit.jsonl")
+    assert chain.lines > 0
+    assert chain.head in serving.log.read_text()
     assert "Traceback" not in serving.log.read_text()
 
 
@@ -132,6 +135,24 @@ def test_fronts_can_be_moved_and_records_switched_off(serving: Serving) -> None:
         serving.write()
         serving.ask("reload")
         assert [item["recorded"] for item in serving.consoles().values()] == [True, True]
+
+
+def test_the_list_of_revoked_keys_is_looked_at_all_the_time(serving: Serving) -> None:
+    """Also if nobody logs in; and the status says what is wrong with it."""
+    path = serving.directory / "revoked"
+    serving.extra = f'[console.access]\nrevoked = "{path}"\n'
+
+    def problem() -> str:
+        return str(serving.ask("status")["revoked_problem"])
+
+    with serving:
+        until(lambda: "No such file" in problem(), "it is missed")
+        path.write_text("")
+        until(lambda: not problem(), "it is good")
+        path.write_text("nonsense")
+        until(lambda: "line 1 is neither a public key" in problem(), "it is no list")
+        shown = serving.cli("status").stdout
+        assert "nobody can log in with a key: the list of revoked keys" in shown
 
 
 def test_a_second_one_is_refused(serving: Serving, tmp_path: Path) -> None:
