@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import sys
 import time
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -14,9 +14,12 @@ import pytest
 asyncssh = pytest.importorskip("asyncssh")
 
 from minerva.console import ssh_limits  # noqa: E402
+from minerva.console.backends.base import BackendError  # noqa: E402
+from minerva.console.backends.ssh import SshBackend  # noqa: E402
 from minerva.console.fronts import ssh  # noqa: E402
 from minerva.console.fronts.ssh import MAX_COMMAND  # noqa: E402
 from minerva.console.passwords import hash_password  # noqa: E402
+from minerva.console.port_config import SshPort  # noqa: E402
 from minerva.console.ssh_limits import check_asyncssh  # noqa: E402
 from minerva.core.errors import UsageError  # noqa: E402
 from tests.console.office import Line, SshOffice, until  # noqa: E402
@@ -148,3 +151,98 @@ def test_an_asyncssh_that_is_not_known_is_one_sentence(monkeypatch: pytest.Monke
         UsageError, match=r"another inside .*lacks SSHServerConnection.receive_bytes.*install"
     ):
         check_asyncssh()
+
+
+SERVER = """
+import asyncio, sys
+import asyncssh
+from asyncssh.packet import Boolean, String
+
+class Server(asyncssh.SSHServer):
+    def begin_auth(self, username):
+        return False
+
+    def connection_made(self, connection):
+        self.connection = connection
+
+class Session(asyncssh.SSHServerSession):
+    def connection_made(self, channel):
+        self.channel = channel
+
+    def pty_requested(self, *_):
+        return True
+
+    def shell_requested(self):
+        asyncio.ensure_future(self.flood())
+        return True
+
+    async def flood(self):
+        connection = self.channel.get_connection()
+        transport = connection._transport
+        transport.pause_reading()
+        await asyncio.sleep(0.2)
+        while True:
+            for _ in range(2000):
+                connection.send_packet(80, String("x"), Boolean(True))
+            while transport.get_write_buffer_size() > 1 << 20:
+                await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
+
+async def main():
+    Server.session_requested = lambda self: Session()
+    server = await asyncssh.listen(
+        "127.0.0.1", 0, server_factory=Server,
+        server_host_keys=[asyncssh.generate_private_key("ssh-ed25519")],
+        compression_algs=sys.argv[1].split(","),
+    )
+    print(server.sockets[0].getsockname()[1], flush=True)
+    await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def hostile_server(compression: str, directory: Path) -> AsyncIterator[SshBackend]:
+    server = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", SERVER, compression), stdout=asyncio.subprocess.PIPE
+    )
+    password = directory / "password"
+    password.write_text("x\n")
+    try:
+        assert server.stdout is not None
+        port = SshPort(
+            host="127.0.0.1",
+            port=int(await server.stdout.readline()),
+            user="root",
+            password_file=str(password),
+        )
+        yield SshBackend(port, known=directory / "known")
+    finally:
+        with suppress(ProcessLookupError):
+            server.kill()
+        await server.wait()
+
+
+def test_a_bmc_that_asks_for_too_much_holds_up_nobody(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with hostile_server("none", tmp_path) as backend:
+            await backend.open()
+            worst, end = 0.0, time.monotonic() + 4
+            while (before := time.monotonic()) < end:
+                await asyncio.sleep(0.001)
+                worst = max(worst, time.monotonic() - before)
+            await backend.close()
+        assert worst < 1.5
+
+    asyncio.run(main())
+
+
+def test_a_bmc_sends_nothing_that_is_to_be_unpacked(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with hostile_server("zlib@openssh.com,zlib", tmp_path) as backend:
+            with pytest.raises(BackendError, match="compression|Connection lost"):
+                await backend.open()
+            await backend.close()
+
+    asyncio.run(main())
