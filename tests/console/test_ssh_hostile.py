@@ -241,7 +241,7 @@ def test_a_bmc_that_asks_for_too_much_holds_up_nobody(tmp_path: Path) -> None:
 def test_a_bmc_sends_nothing_that_is_to_be_unpacked(tmp_path: Path) -> None:
     async def main() -> None:
         async with hostile_server("zlib@openssh.com,zlib", tmp_path) as backend:
-            with pytest.raises(BackendError, match="compression|Connection lost"):
+            with pytest.raises(BackendError, match=r"compression|Connection lost"):
                 await backend.open()
             await backend.close()
 
