@@ -523,6 +523,22 @@ def test_rotation_by_time(tmp_path: Path, archive: Callable[..., Archive]) -> No
     assert [line.at for line in lines] == [START, START + 3600, START + 7200]
 
 
+def test_another_description_is_in_the_next_file(tmp_path: Path, archive: Callable[..., Archive]) -> None:
+    fake = FakeTime()
+    opened = archive(Records(rotate_hours=1, compress="none"), fake.clock)
+    web1 = recorder(opened)
+    for description in ("a router", "a switch", ""):
+        web1.output(b"x")
+        opened.flush()
+        web1.describe(description)
+        fake.now += 3600
+    heads = [
+        json.loads(file.path.read_bytes().split(b"\n")[0])["title"]
+        for file in record_files.files(tmp_path / "records", "web1")
+    ]
+    assert heads[:3] == ["web1", "web1: a router", "web1: a switch"]
+
+
 def test_old_files_are_removed_and_then_the_oldest_of_too_many(tmp_path: Path) -> None:
     now = time.time()
     for console in ("a", "b"):

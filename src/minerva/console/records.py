@@ -111,6 +111,10 @@ class Recorder:
         elif any(fnmatchcase(self.name, pattern) for pattern in self.settings.input):
             self._add(_Typed(steady, utc, event.user, event.data), len(event.data))
 
+    def describe(self, description: str) -> None:
+        """Have the files that begin from now on say what the console is."""
+        self._encoder.title = _title(self.name, description)
+
     def mark(self, text: str) -> None:
         """Record that something happened."""
         self._add(_Mark(self._clock.steady(), self._clock.utc(), text))
@@ -272,6 +276,10 @@ class Recorder:
             _log.error("cannot write the record of %s: %s", self.name, reason)
 
 
+def _title(name: str, description: str) -> str:
+    return f"{name}: {description}" if description else name
+
+
 class _File:
     """A file that is being written by one thread and synchronized by another."""
 
@@ -348,8 +356,7 @@ class Archive:
         """Begin the record of a console; None if there is to be none, by the settings."""
         if not any(fnmatchcase(name, pattern) for pattern in self._settings.ports):
             return None
-        title = f"{name}: {description}" if description else name
-        recorder = Recorder(self.directory, name, title, self._settings, self._clock)
+        recorder = Recorder(self.directory, name, _title(name, description), self._settings, self._clock)
         with self._lock:
             if name in self._recorders:
                 raise RecordError(f"{name} is being recorded already")

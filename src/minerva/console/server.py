@@ -82,6 +82,8 @@ class ServedConsole:
         self.port, self.power = port, power
         self.runner.input_rate, self.runner.line_delay = port.input_rate, port.line_delay_ms / 1000
         self.hub.resize(port.ring)
+        if self.recorder is not None:
+            self.recorder.describe(port.description)
 
     @property
     def description(self) -> str:
