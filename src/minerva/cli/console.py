@@ -228,7 +228,9 @@ def attach(
     """Attach this terminal to CONSOLE, or to CONSOLE@NODE by SSH over the ACP.
 
     NODE is an address, or a name as 'minerva inventory' has it. A console that is not here but at one node
-    of the domain is found there. The escape, by default ^Ec, and '?' show what can be done; '.' leaves.
+    of the domain is found there, and logged in to by a key: any node may say that it has a console of that
+    name, so to be asked for a password, name the NODE. The escape, by default ^Ec, and '?' show what can be
+    done; '.' leaves.
     """
     from minerva.asa.protocol import API_SOCKET
     from minerva.console import client
@@ -247,7 +249,11 @@ def attach(
     address, port = console_remote.locate(run_dir, name, node, here)
     login = f"{user}:{name}" if user is not None else name
     command = ["read"] if mode == "read" else []
-    console_remote.become_ssh(run_dir, address, port, login, command)
+    if not node:
+        shown = printable(name)
+        hint = f"{shown} is at {address}, says that node; for a password, say {shown}@{address}"
+        click.echo(hint, err=True)
+    console_remote.become_ssh(run_dir, address, port, login, command, passwords=bool(node))
 
 
 @console.command(context_settings={"ignore_unknown_options": True})

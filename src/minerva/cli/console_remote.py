@@ -82,11 +82,16 @@ def locate(run_dir: Path, console: str, node: str, here: list[str]) -> tuple[str
             if not wanted:
                 hint = did_you_mean(node, names.values()) or ": see 'minerva inventory'"
                 raise UsageError(f"there is no node {printable(node)}{hint}") from None
+            if len(wanted) > 1:
+                # Each says itself what it is called.
+                which = ", ".join(f"{printable(console)}@{address}" for address in sorted(wanted))
+                raise UsageError(f"several nodes are called {printable(node)}: say one of {which}") from None
+        address = wanted.pop()
         for one in servers:
-            if str(one.address) in wanted:
-                return str(one.address), one.ssh
+            if str(one.address) == address and one.ssh:
+                return address, one.ssh
         # It may not be announced, and be there all the same.
-        return wanted.pop(), Ssh().port
+        return address, Ssh().port
     having = [one for one in servers if console in one.consoles and one.ssh]
     if not having:
         known = {name for one in servers for name in one.consoles} | set(here)
@@ -100,14 +105,23 @@ def locate(run_dir: Path, console: str, node: str, here: list[str]) -> tuple[str
     return str(having[0].address), having[0].ssh
 
 
-def become_ssh(run_dir: Path, address: str, port: int, login: str, command: list[str]) -> None:
-    """Become an ssh that connects over the ACP. Raises UsageError."""
+def become_ssh(
+    run_dir: Path, address: str, port: int, login: str, command: list[str], *, passwords: bool
+) -> None:
+    """Become an ssh that connects over the ACP. Raises UsageError.
+
+    The node at ``address`` may be any member that says to have the console: it gets neither an agent nor a
+    forwarded port, whatever the user's own settings are, and a password only with ``passwords``.
+    """
     import shlex
 
     proxy = [sys.executable, "-m", "minerva", "console", "connect", "--run-dir", str(run_dir)]
     words = [
         *("ssh", "-o", f"ProxyCommand={shlex.join(proxy)} %h %p"),
-        *("-o", f"HostKeyAlias=minerva-{address}", "-o", "EscapeChar=none"),
+        *("-o", f"HostKeyAlias=minerva-{address}", "-o", "StrictHostKeyChecking=ask"),
+        *("-o", "EscapeChar=none", "-o", "PermitLocalCommand=no"),
+        *("-a", "-x", "-o", "ClearAllForwardings=yes"),
+        *(() if passwords else ("-o", "PasswordAuthentication=no", "-o", "KbdInteractiveAuthentication=no")),
         *("-t", "-p", str(port), "-l", login, address, *command),
     ]
     try:
