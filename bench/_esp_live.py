@@ -187,10 +187,10 @@ def minerva(made: Tunnel, *, large_buffers: bool, in_udp: bool = False) -> None:
 
 
 def _supervise(supervisor: socket.socket, pid: int) -> None:
-    """Let a data plane process go first when it is ready and when there is traffic, as in a node."""
+    """Let a data plane process go first when it asks for that, as in a node."""
     with suppress(OSError):  # it has ended
         while packet := supervisor.recv(MAX_PACKET):
-            if isinstance(decode(packet), m.Ready | m.Traffic):
+            if isinstance(decode(packet), m.Hurry):
                 scheduling.go_first(pid)
 
 

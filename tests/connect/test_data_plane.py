@@ -318,17 +318,40 @@ def test_a_packet_that_the_interface_refuses_is_counted(monkeypatch: pytest.Monk
     run(main)
 
 
-def test_others_have_their_turns_when_there_is_no_rest(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[str] = []
-    monkeypatch.setattr(scheduling, "go_with_others", lambda: calls.append("with others"))
+def test_who_is_late_hurries_and_then_rests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """While many packets wait for a turn, in either direction; of what nothing is authentic none counts."""
+    rests: list[int] = []
+    monkeypatch.setattr(scheduling, "go_with_others", lambda: rests.append(len(rests)))
+    monkeypatch.setattr(data_plane, "_HURRY_SECONDS", 0.05)
+    monkeypatch.setattr(data_plane, "_RESTLESS_PAUSE", 0.3)
 
     async def main() -> None:
         bench = Bench()
         bench.keys(300, 400, 1, 2)
-        os.kill(os.getpid(), signal.SIGXCPU)  # as the kernel does
         await settle()
-        assert calls == ["with others"]
-        assert await bench.sent_with() == "00000190", "it goes on"
+        peer, forger = OutboundSA(300, KEYS[1]), OutboundSA(300, KEYS[3])
+        for _ in range(data_plane._LATE):
+            bench.wire.send(forger.seal(ipv6(b"forged")))
+        for _ in range(data_plane._LATE - 1):
+            bench.wire.send(peer.seal(ipv6(b"in")))
+            bench.acp.send(ipv6(b"out"))
+        await settle()
+        assert bench.said == []
+        for number, ways in enumerate(([bench.acp], [bench.wire], [bench.acp, bench.wire]), 1):
+            for _ in range(data_plane._LATE):
+                for way in ways:
+                    way.send(ipv6(b"out") if way is bench.acp else peer.seal(ipv6(b"in")))
+            await settle()
+            assert bench.said == [m.Hurry()] * number
+            await asyncio.sleep(0.25)
+            assert len(rests) == number
+        os.kill(os.getpid(), signal.SIGXCPU)  # as the kernel does if there is no rest
+        await settle()
+        assert len(rests) == 4
+        for _ in range(data_plane._LATE):
+            bench.acp.send(ipv6(b"out"))
+        await settle()
+        assert bench.said == [m.Hurry()] * 3, "not so soon"
         await bench.close()
 
     run(main)

@@ -30,6 +30,7 @@ EXAMPLES = [
     m.OuterRoutesOpened(1, (IPv6Address("fd00::2"),)),
     m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36), True),
     m.Traffic((1, 2, 3)),
+    m.Hurry(),
     m.RouteAdd(IPv6Network("fd00::/48"), 4, IPv6Address("fe80::2")),
 ]
 

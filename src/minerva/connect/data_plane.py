@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from minerva.connect.child import Child
@@ -23,6 +24,7 @@ from minerva.connect.messages import (
     ChannelKeys,
     ChannelKeysGone,
     ChannelRekey,
+    Hurry,
     Traffic,
 )
 from minerva.connect.segments import Segments
@@ -36,6 +38,12 @@ log = logging.getLogger(__name__)
 _BATCH = 64
 """Packets of one channel moved in one direction before all others have their turn: about a millisecond."""
 
+_LATE = 8
+"""Packets of a turn that show that others had waited for it."""
+
+_HURRY_SECONDS, _RESTLESS_PAUSE = 0.1, 1.0
+"""How long this process goes first after such a turn; how long it does not after having had no rest."""
+
 _MAX_PACKET = 65_535
 
 _NOT_TAKEN = frozenset({errno.EAGAIN, errno.EINVAL, errno.ENOMEM})
@@ -47,12 +55,15 @@ _TRAFFIC_SECONDS = 1.0
 class _Channel:
     """Moves the packets of one channel. Nothing leaves without an outbound SA, nothing enters unopened."""
 
-    def __init__(self, loop: ForwardingLoop, attach: ChannelAttach, tun: int, esp: int) -> None:
+    def __init__(
+        self, loop: ForwardingLoop, hurry: Callable[[], None], attach: ChannelAttach, tun: int, esp: int
+    ) -> None:
         self.number = attach.channel
         self.name = attach.name
         self._mtu = attach.mtu
         self._rekey_bytes = attach.rekey_bytes
         self._loop = loop
+        self._hurry = hurry
         self._tun = tun
         self._esp = socket.socket(fileno=esp)
         self._segments = Segments(self._esp) if self._esp.type == socket.SOCK_DGRAM else None
@@ -89,20 +100,22 @@ class _Channel:
             self.sas.set_outbound(self._order.choose())
 
     def _from_acp(self) -> None:
-        self._seal_and_send()
+        if self._seal_and_send() >= _LATE:
+            self._hurry()
         if self._segments is not None:
             self.unsent += self._segments.finish()
 
-    def _seal_and_send(self) -> None:
+    def _seal_and_send(self) -> int:
+        """Do so with the packets of one turn; return how many there were."""
         tun, seal, send, size = self._tun, self.sas.seal, self._send, self._mtu + 1
-        for _ in range(_BATCH):
+        for number in range(_BATCH):
             try:
                 packet = os.read(tun, size)
             except BlockingIOError:
-                return
+                return number
             except OSError as error:
                 self._lost(error)
-                return
+                return number
             sealed = seal(packet)
             if sealed is None:
                 continue
@@ -112,6 +125,7 @@ class _Channel:
                 # A full queue drops, as any link would. What ICMPv6 errors somebody sent is not believed.
                 self.unsent += 1
                 log.debug("%s: send: %s", self.name, error.strerror)
+        return _BATCH
 
     def _from_wire(self) -> None:
         receive = self._esp.recv
@@ -125,11 +139,12 @@ class _Channel:
         except OSError as error:
             log.debug("%s: receive: %s", self.name, error.strerror)
         tun, unseal, write, waiting = self._tun, self.sas.open, os.write, self._order.waiting
+        opened = 0
         for sealed in arrived:
             packet = unseal(sealed)
             if packet is None:
                 continue
-            self.heard = True
+            opened += 1
             if waiting:
                 self._send_with(spi_of(sealed))  # the peer has it
             try:
@@ -139,6 +154,9 @@ class _Channel:
                     self._lost(error)
                     return
                 self.unsent += 1
+        self.heard = self.heard or opened > 0
+        if opened >= _LATE:
+            self._hurry()
         if 0 < len(arrived) < _BATCH:
             self._from_acp()  # what answers it is often there already
 
@@ -202,15 +220,16 @@ class DataPlane(Child):
         self._loop = loop
         self._channels: dict[int, _Channel] = {}
         self._loop.call_later(_TRAFFIC_SECONDS, self._report)
-        # The supervisor lets this process run before others, as a small buffer is full in a millisecond.
-        self._loop.add_signal_handler(signal.SIGXCPU, self._go_with_others)
+        self._late = False  # since somebody looked last
+        self._ordinary: asyncio.TimerHandle | None = None  # when to look; none while this process is ordinary
+        self._loop.add_signal_handler(signal.SIGXCPU, self._restless)
         scheduling.limit()
 
     def handle(self, message: Message, descriptors: list[int]) -> bool:
         match message:
             case ChannelAttach() if len(descriptors) == 2:
                 self._detach(message.channel)
-                self._channels[message.channel] = _Channel(self._loop, message, *descriptors)
+                self._channels[message.channel] = _Channel(self._loop, self._hurry, message, *descriptors)
             case ChannelDetach():
                 self._detach(message.channel)
             case ChannelKeys():
@@ -227,10 +246,30 @@ class DataPlane(Child):
         if (channel := self._channels.pop(number, None)) is not None:
             channel.close()
 
-    def _go_with_others(self) -> None:
-        """Do not do work without an end at the expense of others; the supervisor may change that again."""
+    def _hurry(self) -> None:
+        """Go before other processes while packets queue up, as buffers may be full in a millisecond."""
+        self._late = True
+        if self._ordinary is None:
+            self.send(Hurry())
+            self._ordinary = self._loop.call_later(_HURRY_SECONDS, self._look)
+
+    def _look(self) -> None:
+        """Be ordinary again, unless there was a reason not to since the last time."""
+        self._ordinary = None
+        if self._late:
+            self._late = False
+            self._ordinary = self._loop.call_later(_HURRY_SECONDS, self._look)
+        else:
+            scheduling.go_with_others()
+
+    def _restless(self) -> None:
+        """Do not do work without an end at the expense of others."""
         scheduling.go_with_others()
         log.info("no rest for %.0f ms: others have their turns again", scheduling.RESTLESS_SECONDS * 1e3)
+        if self._ordinary is not None:
+            self._ordinary.cancel()
+        self._late = False
+        self._ordinary = self._loop.call_later(_RESTLESS_PAUSE, self._look)
 
     def _report(self) -> None:
         """Tell who was heard, and whose keys are used up."""

@@ -286,6 +286,12 @@ class ChannelRekey(Message):
     channel: int
 
 
+@message(44)
+@dataclass(frozen=True, slots=True)
+class Hurry(Message):
+    """D → S: packets queue up for this process: let it run before others."""
+
+
 # --- plane -------------------------------------------------------------------------------------------------
 
 

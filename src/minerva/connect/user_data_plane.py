@@ -64,22 +64,23 @@ class UserDataPlane:
 
     def _child_ready(self) -> None:
         """Only a data plane that is there can be given fresh keys."""
-        self._go_first()
         self._tell(m.DataPlaneLost())
 
     def _go_first(self) -> None:
-        """Let the child run before ordinary processes: what arrives does not wait for long."""
+        """Let the child run before ordinary processes until it says, or the kernel, that it is enough."""
         try:
             scheduling.go_first(self._children[_ROLE].pid)
         except OSError as error:
             log.debug("the data plane cannot go before other processes: %s", error.strerror)
 
     def _from_child(self, message: Message) -> bool:
-        if not isinstance(message, m.Traffic | m.ChannelFault | m.ChannelRekey):
-            return False
-        if isinstance(message, m.Traffic):
-            self._go_first()  # again, if it had no rest: but not for a flood of which nothing is authentic
-        self._tell(message)
+        match message:
+            case m.Hurry():
+                self._go_first()
+            case m.Traffic() | m.ChannelFault() | m.ChannelRekey():
+                self._tell(message)
+            case _:
+                return False
         return True
 
     async def attach(self, channel: Channel) -> None:
