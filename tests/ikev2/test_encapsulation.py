@@ -85,6 +85,24 @@ def test_nobody_wants_it_though_both_can() -> None:
     assert not any(hand.of(Established)[0].encapsulated for hand in (a, b))
 
 
+def test_a_peer_may_move_to_port_4500_and_have_esp_as_it_is() -> None:
+    """As strongSwan does with MOBIKE, and as both may (RFC 7296 section 2.23)."""
+    a, b = hands(ACCEPT, ACCEPT)
+    a.endpoint.initiate(B, IKE_PORT, 0.0)
+    (init,) = a.out()
+    (response,) = b.take(init.data, A)
+    (request,) = a.take(response, B)
+    b.endpoint.receive(MARKER + request, A, ENCAPSULATION_PORT, 0.0)
+    (answer,) = b.out()
+    assert answer.port == ENCAPSULATION_PORT
+    assert answer.data.startswith(MARKER)
+    a.take(answer.data, B, 0.0, ENCAPSULATION_PORT)
+    for hand in (a, b):
+        assert not hand.of(Established)[0].encapsulated
+    b.endpoint.check_liveness(b.of(Established)[0].sa, 1.0)
+    assert {message.port for message in b.out(1.0)} == {ENCAPSULATION_PORT}
+
+
 def init_payloads(data: bytes) -> tuple[Header, tuple[Payload, ...]]:
     header = Header.decode(data)
     return header, tuple(decode_payloads(header.next_payload, data, HEADER_LENGTH))

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import pytest
 
-from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT
+from minerva.ikev2.constants import ENCAPSULATION_PORT, IKE_PORT, ExchangeType, Flag
 from minerva.ikev2.encapsulation import NON_ESP_MARKER
+from minerva.ikev2.message import Header, encode_message
 from minerva.linux.firewall import MARKED_IKE_PORT
 from tests.lab import attacker as tools
 from tests.lab import tshark
@@ -273,6 +274,20 @@ def test_first_messages_have_the_limits_of_port_500(attack: Attack) -> None:
     attack.flood((first for _ in range(PACKETS)), stranger=True)
     assert counter(link, "attempts_over_limit") - counted > PACKETS / 2
     assert (attack.ike() - before).total() < PACKETS / 2
+
+
+def test_attempts_of_one_address_are_limited_too(attack: Attack) -> None:
+    """What the kernel lets in, the abutment answers six times a minute, on port 4500 as on 500."""
+
+    def not_answered() -> int:
+        return int(attack.lab.status("b")["counters"]["abutment"]["attempts_not_answered"])
+
+    stranger, before = tools.random_link_local(attack.chance), not_answered()
+    for _ in range(10):
+        header = Header(attack.chance.randbytes(8), bytes(8), ExchangeType.IKE_SA_INIT, Flag.INITIATOR, 0)
+        attack.send(NON_ESP_MARKER + encode_message(header, ()), stranger)
+        time.sleep(0.1)  # below the limit for all strangers, which others may just have used up
+    until(lambda: not_answered() - before == 4, "four are too many")
 
 
 def test_garbage_as_esp_is_counted(attack: Attack) -> None:
