@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import grp
 import json
 import os
@@ -335,6 +336,28 @@ def test_an_answer_reaches_one_who_writes_no_more(tmp_path: Path) -> None:
         client.writer.write_eof()
         assert b"accepted" in await client.reader.read()
         await client.close()
+
+    run(tmp_path, [Line("rack1")], test)
+
+
+def test_one_who_asks_and_takes_no_answers_is_not_answered_for_ever(tmp_path: Path) -> None:
+    async def test(_: Office, path: Path) -> None:
+        client = await Client(path).open()
+        request = json.dumps({"command": "x" * 1000}).encode() + b"\n"
+        client.writer.transport.set_write_buffer_limits(0)
+        sent = 0
+        with contextlib.suppress(TimeoutError, ConnectionError):
+            while sent < 10_000:
+                async with asyncio.timeout(1):
+                    client.writer.write(request)
+                    await client.writer.drain()
+                sent += 1
+        # It is read no further, or was sent away; what it was answered is no more than the socket takes.
+        assert sent < 2000
+        client.writer.transport.abort()
+        other = await Client(path).open()
+        assert "consoles" in await other.ask("list")
+        await other.close()
 
     run(tmp_path, [Line("rack1")], test)
 

@@ -9,6 +9,8 @@ import hashlib
 import ipaddress
 import json
 import ssl
+import sys
+import tracemalloc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -318,6 +320,19 @@ def test_a_bmc_that_answers_nonsense(bmc: Bmc, answer: tuple[int, bytes], reason
     asyncio.run(scenario())
 
 
+def test_what_a_bmc_can_may_be_anything(bmc: Bmc) -> None:
+    async def scenario() -> None:
+        async with running(bmc):
+            deep: Any = "deep"
+            for _ in range(900):
+                deep = [deep]
+            bmc.kinds = [deep, {}, None, "Nap"]
+            with pytest.raises(BackendError, match=r"does no ForceOff; it does: Nap$"):
+                await make_power(bmc.settings()).act(PowerAction.OFF)
+
+    asyncio.run(scenario())
+
+
 def test_where_the_console_is(bmc: Bmc) -> None:
     async def scenario() -> None:
         async with running(bmc):
@@ -368,6 +383,20 @@ def test_by_commands(tmp_path: Path) -> None:
             await switch.act(PowerAction.CYCLE)
         with pytest.raises(BackendError, match="/no/such cannot be run: No such file"):
             await switch.act(PowerAction.RESET)
+
+    asyncio.run(scenario())
+
+
+def test_a_command_that_prints_without_end_costs_no_memory() -> None:
+    async def scenario() -> None:
+        program = "import sys\nfor _ in range(3000): sys.stdout.write('on' * 32768)"
+        switch = make_power(port_config.CommandPower(status=(sys.executable, "-c", program)))
+        tracemalloc.start()
+        try:
+            await switch.status()
+            assert tracemalloc.get_traced_memory()[1] < 20_000_000
+        finally:
+            tracemalloc.stop()
 
     asyncio.run(scenario())
 

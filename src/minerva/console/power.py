@@ -215,15 +215,25 @@ class CommandPower:
             raise BackendError(f"{name} cannot be run: {reason}") from error
         try:
             async with asyncio.timeout(COMMAND_SECONDS):
-                output, _ = await process.communicate()
+                output = await _beginning(process.stdout)
+                await process.wait()
         except TimeoutError as error:
             raise BackendError(f"{name} did not end within {COMMAND_SECONDS:g} s") from error
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        text = output[:_MAX_OUTPUT].decode("utf-8", "replace")
+        text = output.decode("utf-8", "replace")
         if process.returncode:
             said = shortened(text.strip(), 200)
             raise BackendError(f"{name} failed with status {process.returncode}" + (said and f": {said}"))
         return text
+
+
+async def _beginning(stream: asyncio.StreamReader | None) -> bytes:
+    """Return the beginning of what a command prints; the rest is read, and forgotten."""
+    assert stream is not None
+    kept = bytearray()
+    while data := await stream.read(_MAX_OUTPUT):
+        kept += data[: _MAX_OUTPUT - len(kept)]
+    return bytes(kept)

@@ -98,7 +98,7 @@ class RedfishClient:
             allowed = list(kinds)
         kind = next((kind for kind in kinds if kind in allowed), None)
         if kind is None:
-            can = ", ".join(shortened(str(item), 40) for item in allowed[:20])
+            can = ", ".join(shortened(item, 40) for item in allowed[:20] if isinstance(item, str))
             raise BackendError(f"the BMC {self.where} does no {' or '.join(kinds)}; it does: {can}")
         await self._request("POST", target, {"ResetType": kind})
 

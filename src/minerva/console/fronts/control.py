@@ -337,6 +337,7 @@ class _Connection(asyncio.Protocol):
         self._full = False
         if self._driver is not None:
             self._driver.wake()
+        self._next()
 
     def _look(self) -> None:
         """See whether the client is gone: of one that was at its end before, asyncio would not say."""
@@ -383,7 +384,8 @@ class _Connection(asyncio.Protocol):
             self._transport.close()
 
     def _next(self) -> None:
-        if self._task is not None or b"\n" not in self._buffer:
+        # One who takes no answers is asked for no more.
+        if self._task is not None or self._driver is not None or self._full or b"\n" not in self._buffer:
             return
         line, _, rest = bytes(self._buffer).partition(b"\n")
         self._buffer = bytearray(rest)

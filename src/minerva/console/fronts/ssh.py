@@ -57,6 +57,8 @@ MAX_SESSIONS: Final = 16
 """Sessions in one connection."""
 CONNECTIONS_OF_USER: Final = 64
 """Connections that one user may have."""
+WINDOW: Final = 131_072
+"""Bytes of input of a session that wait here at most if its device takes nothing."""
 MAX_COMMAND: Final = 8192
 """Characters of a command."""
 REPLAY: Final = 4096
@@ -179,6 +181,7 @@ class SshFront:
                 host_based_auth=False,
                 compression_algs=None,
                 kex_algs=KEX,
+                window=WINDOW,
                 login_timeout=LOGIN_SECONDS,
                 keepalive_interval=KEEPALIVE_SECONDS,
                 keepalive_count_max=KEEPALIVES,
@@ -278,6 +281,8 @@ class _Server(asyncssh.SSHServer):
             self._candidate = found
             return True
         if user is None:
+            # As long as for a user: how fast it is refused must not tell that there is such a console.
+            await front.check_password("", password, self._source)
             self._fail("a password needs USER:CONSOLE to log in with", guess=True)
             return False
         if await front.check_password(user, password, self._source):
