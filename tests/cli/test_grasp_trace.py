@@ -32,7 +32,7 @@ from tests.grasp.examples import ACP, APPENDIX_A
 from tests.grasp.packets import SYN, datagram, pcap, segment
 
 FLOOD, DISCOVERY, WAIT = ACP[0], APPENDIX_A[0], APPENDIX_A[10]
-CLOCK = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\.\d{6}"
+CLOCK = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z"
 
 
 def run(*arguments: str | Path, data: bytes | None = None) -> Result:
@@ -69,7 +69,7 @@ def capture(tmp_path: Path) -> Path:
 def test_a_capture(capture: Path) -> None:
     lines = good(capture)
     assert all(re.match(CLOCK, line) for line in lines)
-    assert [line[28:] for line in lines] == [
+    assert [line[29:] for line in lines] == [
         "eth1 udp [fe80::1]:49152 > [ff02::13]:7017  out"
         "  M_FLOOD session 12340815 initiator fe80::c001:1001:feef:0 ttl 210 s"
         ' AN_ACP (SYNCH, loop 1) = "IKEv2" at udp [fe80::c001:1001:feef:0]:15000;'
@@ -246,7 +246,7 @@ def test_live(tmp_path: Path) -> None:
     with node(tmp_path):
         lines = live(tmp_path, "--count", "4")
         assert all(re.match(CLOCK, line) for line in lines)
-        flood, discovery, broken, wait = (line[28:] for line in lines)
+        flood, discovery, broken, wait = (line[29:] for line in lines)
         interface, peer, direction = flood.split()[:3]
         assert (peer, direction) == ("fe80::2", "in")
         assert "M_FLOOD session 12340815" in flood

@@ -37,6 +37,8 @@ def test_times_are_utc() -> None:
     assert utc(0) == "1970-01-01T00:00:00Z"
     assert utc(1.0625, "milliseconds") == "1970-01-01T00:00:01.062Z"
     assert utc(datetime(2026, 11, 25, 21, 0, tzinfo=timezone(timedelta(hours=2)))) == "2026-11-25T19:00:00Z"
+    last = datetime.max.replace(tzinfo=timezone(timedelta(hours=-1)))
+    assert utc(last) == "9999-12-31T23:59:59-01:00"
 
 
 def test_names_that_are_like_a_wrong_one() -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minerva.core.errors import MinervaError
+from minerva.core.text import utc
 
 if TYPE_CHECKING:
     from minerva.pki.ca import CertificateAuthority, Issued
@@ -151,11 +152,11 @@ def _print_authority(authority: CertificateAuthority, as_json: bool) -> None:
             {
                 "directory": str(authority.directory),
                 "domain": authority.domain,
-                "expires": expires.isoformat(),
+                "expires": utc(expires),
             }
         )
     else:
-        click.echo(f"CA for {authority.domain} in {authority.directory}, valid until {expires:%Y-%m-%d}")
+        click.echo(f"CA for {authority.domain} in {authority.directory}, valid until {utc(expires)}")
 
 
 def _print_issued(node_dir: Path, issued: Issued, as_json: bool) -> None:
@@ -169,13 +170,11 @@ def _print_issued(node_dir: Path, issued: Issued, as_json: bool) -> None:
                 "address": address,
                 "prefix": None if issued.address is None else str(issued.address.prefix),
                 "serial": f"{issued.certificate.serial_number:x}",
-                "expires": expires.isoformat(),
+                "expires": utc(expires),
             }
         )
     else:
-        click.echo(
-            f"{address or issued.node_name} in {node_dir}, valid until {expires:%Y-%m-%d %H:%M:%S} UTC"
-        )
+        click.echo(f"{address or issued.node_name} in {node_dir}, valid until {utc(expires)}")
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -6,7 +6,6 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -15,7 +14,7 @@ import click
 
 from minerva.cli import options
 from minerva.core.cbor import MAX_SIZE
-from minerva.core.text import printable
+from minerva.core.text import printable, utc
 from minerva.grasp.capture import Captured, CapturedMessage, Counts, GraspCapture
 from minerva.grasp.constants import GRASP_LISTEN_PORT, MessageType
 from minerva.grasp.errors import GraspDecodeError
@@ -58,7 +57,7 @@ class _Seen:
 
 def _time_text(time: float) -> str:
     try:
-        return f"{datetime.fromtimestamp(time):%Y-%m-%d %H:%M:%S.%f}"
+        return utc(time, "microseconds")
     except (ValueError, OverflowError, OSError):
         return f"{time:g}"
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from minerva.core.errors import MinervaError
+from minerva.core.text import utc
 
 if TYPE_CHECKING:
     from minerva.brski.masa.authority import Authority
@@ -270,9 +271,9 @@ def renew(directory: Path, as_json: bool) -> None:
         authority = renew_certificates(directory, _now())
     expires = authority.signer.certificate.not_valid_after_utc
     if as_json:
-        _print_json({"expires": expires.isoformat()})
+        _print_json({"expires": utc(expires)})
     else:
-        click.echo(f"valid until {expires:%Y-%m-%d}")
+        click.echo(f"valid until {utc(expires)}")
 
 
 @masa.command()
@@ -480,7 +481,7 @@ def _owner(owner: Owner | None) -> dict[str, str] | None:
 
 
 def _time(time: datetime | None) -> str | None:
-    return None if time is None else f"{time:%Y-%m-%dT%H:%M:%SZ}"
+    return None if time is None else utc(time)
 
 
 def _now() -> datetime:

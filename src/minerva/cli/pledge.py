@@ -12,7 +12,7 @@ import click
 
 from minerva.cli import options
 from minerva.core.errors import MinervaError, UsageError
-from minerva.core.text import printable
+from minerva.core.text import printable, utc
 
 if TYPE_CHECKING:
     import socket
@@ -213,7 +213,7 @@ def _print_enrolled(
     if not as_json:
         click.echo(
             f"{identity.address} in {state_dir}, a member of {identity.node_name.acp_domain}, "
-            f"valid until {expires:%Y-%m-%d %H:%M:%S} UTC"
+            f"valid until {utc(expires)}"
         )
         return
     result: dict[str, Any] = {
@@ -223,7 +223,7 @@ def _print_enrolled(
         "address": str(identity.address),
         "prefix": str(identity.address.prefix),
         "serial": f"{enrolled.certificate.serial_number:x}",
-        "expires": expires.isoformat(),
+        "expires": utc(expires),
         "registrar": printable(enrolled.registrar.subject.rfc4514_string()),
         "reported": reported,
     }

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from minerva.core.text import utc
+
 if TYPE_CHECKING:
     from sqlalchemy.engine import Engine
 
@@ -160,9 +162,9 @@ def join(directory: Path, node_directory: Path, as_json: bool) -> None:
         made = join(directory, node_directory, engine, crl_port=config.server.crl_port, now=datetime.now(UTC))
     expires = made.not_valid_after_utc
     if as_json:
-        click.echo(json.dumps({"directory": str(directory), "service_expires": expires.isoformat()}))
+        click.echo(json.dumps({"directory": str(directory), "service_expires": utc(expires)}))
     else:
-        click.echo(f"{directory} has a certificate for this machine, valid until {expires:%Y-%m-%d}")
+        click.echo(f"{directory} has a certificate for this machine, valid until {utc(expires)}")
 
 
 @registrar.command(short_help="Take this machine out of the registrar.")
@@ -213,7 +215,7 @@ def rollover(directory: Path, new_root: bool, keep: int | None, as_json: bool) -
                 {
                     "issuing": str(made.issuing),
                     "root": None if made.root is None else str(made.root),
-                    "until": made.until.isoformat(),
+                    "until": utc(made.until),
                 }
             )
         )
@@ -221,7 +223,7 @@ def rollover(directory: Path, new_root: bool, keep: int | None, as_json: bool) -
     click.echo(f"the issuing CA is now that in {made.issuing}")
     if made.root is not None:
         click.echo(f"the root CA is now that in {made.root}; take its key offline")
-    click.echo(f"clients are told of the old CA until {made.until:%Y-%m-%d %H:%M} UTC")
+    click.echo(f"clients are told of the old CA until {utc(made.until)}")
 
 
 @registrar.command("new-id", short_help="Take a new Registrar-ID, after an old backup was put back.")
@@ -269,8 +271,8 @@ def _show(made: Made, as_json: bool) -> None:
                     "node_directory": str(made.node_directory),
                     "address": str(made.address),
                     "service_address": str(made.service_address),
-                    "node_expires": made.node_expires.isoformat(),
-                    "service_expires": made.service_expires.isoformat(),
+                    "node_expires": utc(made.node_expires),
+                    "service_expires": utc(made.service_expires),
                 }
             )
         )

@@ -13,6 +13,7 @@ import click
 
 from minerva.cli import options
 from minerva.cli.registrar import directory_option, json_option, registrar
+from minerva.core.text import utc
 
 if TYPE_CHECKING:
     from sqlalchemy.engine import Connection
@@ -397,6 +398,8 @@ def status(directory: Path, as_json: bool) -> None:
     )
     if found["crl"] is not None:
         click.echo(f"CRL {found['crl']['number']}, the next by {_shown_time(found['crl']['next_update'])}")
+    else:
+        click.echo("no CRL yet: `minerva registrar run` makes it")
 
 
 @contextmanager
@@ -495,7 +498,7 @@ def _shown_detail(detail: dict[str, Any]) -> str:
 
 
 def _shown_time(text: str | None) -> str:
-    return "" if text is None else f"{text[:10]} {text[11:19]}"
+    return "" if text is None else utc(datetime.fromisoformat(text))
 
 
 def _print_json(value: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Any, Final
 
+from minerva.core.text import utc
 from minerva.esp.packet import MIN_LINK_MTU
 from minerva.pki.errors import Rule
 
@@ -170,7 +171,7 @@ def _pledge(status: Status) -> Iterator[Finding]:
 def _certificate(status: Status, now: datetime) -> Iterator[Finding]:
     node, kept = status["node"], status["certificate"]
     expires = datetime.fromisoformat(node["certificate_expires"])
-    until = f"{expires:%Y-%m-%d %H:%M:%S} UTC"
+    until = utc(expires)
     if not node["certificate_valid"]:
         yield problem(
             "certificate", f"it expired at {until}", "is the clock right, and does a registrar run?"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 
 _SHORT_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
@@ -40,7 +41,10 @@ def utc(moment: datetime | float, timespec: str = "seconds") -> str:
     """
     if not isinstance(moment, datetime):
         moment = datetime.fromtimestamp(moment, UTC)
-    return moment.astimezone(UTC).isoformat(timespec=timespec).removesuffix("+00:00") + "Z"
+    with suppress(OverflowError):  # of the first or last day, as no clock says it
+        moment = moment.astimezone(UTC)
+    text = moment.isoformat(timespec=timespec)
+    return f"{text[:-6]}Z" if text.endswith("+00:00") else text
 
 
 def did_you_mean(name: str, names: Iterable[str]) -> str:

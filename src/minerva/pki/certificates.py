@@ -61,7 +61,9 @@ def load_pem(data: bytes) -> tuple[x509.Certificate, ...]:
     try:
         certificates = tuple(x509.load_pem_x509_certificates(data))
     except UNREADABLE as error:
-        raise CertificateError(f"not certificates in PEM: {error}") from error
+        raise CertificateError(
+            "not certificates in PEM, which begin with -----BEGIN CERTIFICATE-----"
+        ) from error
     # The library passes over what it does not take for a certificate, such as one that is cut off.
     blocks = data.count(b"-----BEGIN ")
     if blocks != len(certificates):

@@ -15,6 +15,7 @@ from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from minerva.core.text import utc
 from minerva.pki.certificates import UNREADABLE
 from minerva.pki.errors import CrlError
 from minerva.pki.keys import HASHES
@@ -100,7 +101,7 @@ class CrlStore:
             raise CrlError(f"not a CRL: {ascii(str(error))[1:-1]}") from error
         if now is not None and found.this_update > now + MAX_SKEW:
             raise CrlError(
-                f"the CRL was made on {found.this_update:%Y-%m-%d %H:%M:%S} UTC, which is in the future; "
+                f"the CRL was made on {utc(found.this_update)}, which is in the future; "
                 "check the clocks of this machine and of the CA"
             )
         held = self._crls.get(key)
@@ -217,8 +218,7 @@ def _scope(point: x509.IssuingDistributionPoint) -> tuple[str, ...]:
 def _check_not_older(found: Crl, held: Crl) -> None:
     if found.this_update < held.this_update:
         raise CrlError(
-            f"the CRL is older ({found.this_update:%Y-%m-%d %H:%M:%S} UTC) than the one we know "
-            f"({held.this_update:%Y-%m-%d %H:%M:%S} UTC)"
+            f"the CRL is older ({utc(found.this_update)}) than the one we know ({utc(held.this_update)})"
         )
     if found.number is not None and held.number is not None and found.number < held.number:
         raise CrlError(f"the CRL has number {found.number}, we know number {held.number} already")

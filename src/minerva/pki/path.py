@@ -10,6 +10,7 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.x509 import verification
 
+from minerva.core.text import utc
 from minerva.pki.certificates import UNREADABLE
 from minerva.pki.errors import KeyRuleError, PathError
 from minerva.pki.keys import check_certificate
@@ -174,9 +175,7 @@ def _explain(
 def _out_of_time(certificate: x509.Certificate, when: datetime) -> str | None:
     start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
     if when > end:
-        return f"certificate of {_name(certificate.subject)} expired on {end:%Y-%m-%d %H:%M:%S} UTC"
+        return f"certificate of {_name(certificate.subject)} expired on {utc(end)}"
     if when < start:
-        return (
-            f"certificate of {_name(certificate.subject)} is not valid before {start:%Y-%m-%d %H:%M:%S} UTC"
-        )
+        return f"certificate of {_name(certificate.subject)} is not valid before {utc(start)}"
     return None

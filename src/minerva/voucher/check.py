@@ -13,7 +13,7 @@ from itertools import pairwise
 from cryptography import x509
 from cryptography.x509.oid import NameOID
 
-from minerva.core.text import shortened
+from minerva.core.text import shortened, utc
 from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, IdevidError, PathError
 from minerva.pki.idevid import MASA_URL_OID, OLD_MASA_URL_OID, same_issuer
@@ -159,9 +159,9 @@ def _check_device(voucher: Voucher, serial_number: str, certificate: x509.Certif
 def _check_times(voucher: Voucher, signed: Signed, when: datetime) -> None:
     for moment in (signed.signing_time, voucher.created_on):
         if moment is not None and moment > when + CLOCK_TOLERANCE:
-            raise VoucherRefused(Refusal.NOT_YET_VALID, f"made on {moment:%Y-%m-%d %H:%M:%S} UTC")
+            raise VoucherRefused(Refusal.NOT_YET_VALID, f"made on {utc(moment)}")
     if voucher.expires_on is not None and voucher.expires_on <= when:
-        raise VoucherRefused(Refusal.EXPIRED, f"on {voucher.expires_on:%Y-%m-%d %H:%M:%S} UTC")
+        raise VoucherRefused(Refusal.EXPIRED, f"on {utc(voucher.expires_on)}")
 
 
 def _pinned(voucher: Voucher) -> x509.Certificate:

@@ -90,6 +90,11 @@ def test_manufacturers(bench: Bench, tmp_path: Path) -> None:
     ):
         with pytest.raises(Exception, match=r"Maker|Nobody"):
             run(bench, *arguments)
+    anchors.write_bytes(b"0\x82no PEM")
+    with pytest.raises(
+        Exception, match=r"^anchors: not certificates in PEM, which begin with -----BEGIN CERT"
+    ):
+        run(bench, "manufacturer", "add", "Another", "--anchors", str(anchors))
 
 
 def test_a_manufacturer_whose_devices_are_here_stays(bench: Bench) -> None:
@@ -229,6 +234,8 @@ def test_status(bench: Bench) -> None:
     assert status["devices"]["enrolled"] == 1  # the registrar's own node
     assert status["running"] == []
     assert "no process runs" in run(bench, "status")
+    assert status["crl"] is None
+    assert "no CRL yet: `minerva registrar run` makes it" in run(bench, "status")
     now = datetime.now(UTC)
     for name, seen in (("a", now), ("b", now - timedelta(hours=1))):
         content = {"address": "fd00::1", "port": 8443, "seen": seen.isoformat(), "announced": name == "a"}

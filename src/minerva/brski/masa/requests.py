@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from functools import partial
 
 from cryptography import x509
@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 
 from minerva.brski.masa.database import Owner, key_of
 from minerva.brski.masa.errors import Refusal
-from minerva.core.text import printable, shortened
+from minerva.core.text import printable, shortened, utc
 from minerva.pki.certificates import ID_KP_CMC_RA, UNREADABLE, load_certificate
 from minerva.pki.errors import CertificateError, IdevidError, PathError
 from minerva.pki.idevid import domain_id, serial_number
@@ -111,7 +111,7 @@ def check_fresh(request: DomainRequest, now: datetime) -> None:
     """Raise :class:`Refusal` for a request that is stale (RFC 8995 section 5.6), or of another time."""
     if request.made is None:
         return
-    made = f"{request.made.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
+    made = utc(request.made)
     if request.made < now - MAX_AGE:
         raise Refusal(_FORBIDDEN, f"the voucher request is stale: it was made on {made}")
     if request.made > now + MAX_AHEAD:

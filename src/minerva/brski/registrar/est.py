@@ -45,7 +45,7 @@ from minerva.brski.registrar.domain import Domain, load_domain
 from minerva.brski.registrar.errors import DatabaseError, Refusal
 from minerva.brski.registrar.journal import Journal
 from minerva.core.errors import MinervaError
-from minerva.core.text import printable
+from minerva.core.text import printable, utc
 from minerva.est.bodies import certs_only, decode_base64, encode_base64
 from minerva.est.csrattrs import for_node_name
 from minerva.est.errors import EstDecodeError
@@ -230,7 +230,7 @@ class EstService:
                 detail={
                     "acp_node_name": str(name),
                     "serial": serial_text(certificate),
-                    "expires": certificate.not_valid_after_utc.isoformat(),
+                    "expires": utc(certificate.not_valid_after_utc),
                 },
             )
         _log.info(
@@ -238,7 +238,7 @@ class EstService:
             printable(device.serial_number),
             "gets" if client.own is None else "renews",
             name.address,
-            f"{certificate.not_valid_after_utc:%Y-%m-%d %H:%M:%S} UTC",
+            utc(certificate.not_valid_after_utc),
         )
 
     def _client(self, connection: Connection, chain: Sequence[x509.Certificate], now: datetime) -> Client:

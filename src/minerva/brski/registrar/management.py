@@ -32,7 +32,7 @@ from minerva.brski.registrar.devices import (
 )
 from minerva.brski.registrar.domain import load_domain
 from minerva.brski.registrar.errors import RegistrarError
-from minerva.core.text import printable
+from minerva.core.text import printable, utc
 
 RECENT = timedelta(days=1)
 """How far back the refusals go that a status tells of."""
@@ -166,7 +166,7 @@ def describe_devices(connection: Connection, in_state: DeviceState | None = None
     for row in connection.execute(query).mappings():
         found = dict(row)
         for name in ("first_seen", "last_seen", "expires"):
-            found[name] = None if row[name] is None else row[name].isoformat()
+            found[name] = None if row[name] is None else utc(row[name], "milliseconds")
         yield found
 
 
@@ -206,7 +206,7 @@ def describe_events(
         query = query.where(events.c.time >= since)
     rows = connection.execute(query).mappings().all()
     return [
-        {**row, "time": row["time"].isoformat(), "detail": json.loads(row["detail"] or "{}")}
+        {**row, "time": utc(row["time"], "milliseconds"), "detail": json.loads(row["detail"] or "{}")}
         for row in reversed(rows)
     ]
 
@@ -230,7 +230,7 @@ def describe_status(connection: Connection, now: datetime) -> dict[str, Any]:
         "manufacturers": connection.scalar(sa.select(sa.func.count()).select_from(manufacturers)),
         "crl": None
         if crl is None or not crl.number
-        else {"number": crl.number, "next_update": crl.next_update.isoformat()},
+        else {"number": crl.number, "next_update": utc(crl.next_update)},
         "refused_last_day": refused,
     }
 

@@ -35,6 +35,7 @@ from minerva.brski.registrar.domain import AuthorityKind, Domain, load_domain, s
 from minerva.brski.registrar.errors import RegistrarError
 from minerva.brski.registrar.init import ISSUING_LIFETIME, ROOT_LIFETIME
 from minerva.brski.registrar.service_certificate import renew_service
+from minerva.core.text import utc
 from minerva.pki.ca import CertificateAuthority
 from minerva.pki.errors import AuthorityError
 
@@ -129,7 +130,7 @@ def _change_over(
         detail={
             "issuing": key_identifier(issuing.certificate),
             "root": key_identifier(root.certificate),
-            "until": until.isoformat(),
+            "until": utc(until),
         },
     )
 

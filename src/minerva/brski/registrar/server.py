@@ -43,6 +43,7 @@ from minerva.brski.registrar.service_certificate import renew_service
 from minerva.brski.registrar.telemetry import TelemetryService
 from minerva.brski.registrar.vouchers import VoucherService
 from minerva.core.errors import MinervaError
+from minerva.core.text import utc
 from minerva.https.server import HttpServer, Limits, make_server_context
 from minerva.https.stream import host_and_port
 from minerva.pki.address import AcpAddress
@@ -262,7 +263,7 @@ class _Keeper:
             self._server.context = _context(fresh)
             self._services.replace(fresh)
             expires = fresh.certificate.not_valid_after_utc
-            log.info("the registrar has a new certificate, valid until %s", f"{expires:%Y-%m-%d %H:%M} UTC")
+            log.info("the registrar has a new certificate, valid until %s", utc(expires))
 
     def _say(self, about: dict[str, Any]) -> None:
         now = self._clock()

@@ -27,6 +27,7 @@ from minerva.brski.registrar.config import SERVICE_DIRECTORY
 from minerva.brski.registrar.database import reading, record_event, writing
 from minerva.brski.registrar.domain import Domain, load_domain
 from minerva.brski.registrar.errors import RegistrarError
+from minerva.core.text import utc
 from minerva.pki.ca import Issued
 from minerva.pki.certificates import dump_pem, load_pem
 from minerva.pki.errors import CertificateError
@@ -103,6 +104,6 @@ def renew_service(
         record_certificate(connection, issued.certificate, None, now)
         anchors = load_ca_certificates(connection, now, Role.ROOT)
         expires = issued.certificate.not_valid_after_utc
-        record_event(connection, "service", when=now, detail={"expires": expires.isoformat()})
+        record_event(connection, "service", when=now, detail={"expires": utc(expires)})
         write_service(service, issued, anchors)
     return issued.certificate
