@@ -567,6 +567,24 @@ def test_old_files_are_removed_and_then_the_oldest_of_too_many(tmp_path: Path) -
     assert (tmp_path / "b" / "keep.txt").exists()
 
 
+def test_a_device_that_talks_without_end_pushes_out_only_its_own_record(tmp_path: Path) -> None:
+    now = time.time()
+    for console, count in (("quiet", 2), ("noisy", 50)):
+        (tmp_path / console).mkdir()
+        for minute in range(count):
+            file = tmp_path / console / f"20261125T00{minute:02}00Z.cast.gz"
+            file.write_bytes(b"x" * 100)
+            age = 86_400 if console == "quiet" else minute
+            os.utime(file, (now - age, now - age))
+    removed = record_files.remove_old(tmp_path, now=now, keep_days=90, keep_bytes=1000, in_use=frozenset())
+    assert {path.parent.name for path in removed} == {"noisy"}
+    assert len(record_files.files(tmp_path, "quiet")) == 2
+    # The oldest went.
+    assert [file.path.name[9:13] for file in record_files.files(tmp_path, "noisy")] == [
+        f"00{minute:02}" for minute in range(8)
+    ]
+
+
 def test_retention_happens_by_itself(tmp_path: Path, archive: Callable[..., Archive]) -> None:
     directory = tmp_path / "records" / "gone"
     directory.mkdir(parents=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import re
 import signal
 import socket
@@ -153,6 +154,34 @@ def test_the_list_of_revoked_keys_is_looked_at_all_the_time(serving: Serving) ->
         until(lambda: "line 1 is neither a public key" in problem(), "it is no list")
         shown = serving.cli("status").stdout
         assert "nobody can log in with a key: the list of revoked keys" in shown
+
+
+def test_a_directory_that_somebody_else_can_write_in_is_refused(tmp_path: Path) -> None:
+    def refused(directory: Path) -> bool:
+        serving = Serving(tmp_path)
+        serving.directory = directory.parent
+        serving.write()
+        done = serving.cli("run", "--config", str(serving.config), "--run-dir", str(tmp_path / "run"))
+        return done.returncode == 1 and "has to be ours alone" in done.stderr
+
+    state = tmp_path / "state"
+    state.mkdir(mode=0o700)
+    state.chmod(0o770)
+    assert refused(state)
+    state.chmod(0o707)
+    assert refused(state)
+    assert not (state / "lock").exists()
+    if os.geteuid() == 0:
+        state.chmod(0o700)
+        os.chown(state, 12_345, -1)
+        assert refused(state)
+        # Nor is one that somebody else's link shows us.
+        os.chown(state, 0, -1)
+        other = tmp_path / "other"
+        other.mkdir()
+        (other / "state").symlink_to(state)
+        os.lchown(other / "state", 12_345, -1)
+        assert refused(other / "state")
 
 
 def test_a_second_one_is_refused(serving: Serving, tmp_path: Path) -> None:

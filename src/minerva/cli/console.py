@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import resource
 import signal
 import sys
 from fnmatch import fnmatchcase
@@ -21,6 +22,7 @@ from minerva.cli.table import table
 from minerva.core.errors import UsageError
 from minerva.core.text import did_you_mean, printable, utc
 
+_OPEN_FILES = 65_536
 _TIMES = frozenset({"changed", "since", "started", "made", "expires"})
 
 
@@ -76,6 +78,9 @@ def run(config_file: Path | None, run_dir: Path) -> None:
             await server.close()
 
     os.umask(0o077)
+    # Each console, record and connection has a file open.
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, _OPEN_FILES)), hard))
     asyncio.run(main())
 
 
@@ -173,6 +178,8 @@ def status(run_dir: Path, as_json: bool) -> None:
         click.echo(f"{found['audit_failures']} entries of the audit log could not be written")
     if found["alerts_dropped"]:
         click.echo(f"{found['alerts_dropped']} alerts were dropped: their webhook is too slow")
+    if found["alert_patterns_too_slow"]:
+        click.echo("patterns of alerts take too long, and are not looked for all the time: see the log")
     consoles = [
         (
             item["name"],

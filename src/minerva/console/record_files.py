@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -228,26 +229,37 @@ def last_sign_of_life(directory: Path) -> float | None:
 def remove_old(
     directory: Path, *, now: float, keep_days: int, keep_bytes: int, in_use: frozenset[Path]
 ) -> list[Path]:
-    """Remove finished files that are too old, and then the oldest as long as there are too many bytes.
+    """Remove finished files that are too old, and then the oldest of the console with the most bytes, as long
+    as there are too many: so a device that talks without end pushes out its own record, and no other's.
 
     ``in_use`` are those that are being written; 0 keeps all. Returns what was removed. Raises OSError.
     """
-    found: list[tuple[float, Path, int]] = []
-    total = 0
+    found: dict[str, list[tuple[float, Path, int]]] = {}
+    sizes: Counter[str] = Counter()
     for console in consoles(directory):
         for entry in os.scandir(directory / console):
             if not _NAME.fullmatch(entry.name):
                 continue
             status = entry.stat(follow_symlinks=False)
-            total += status.st_size
+            sizes[console] += status.st_size
             if (path := Path(entry.path)) not in in_use:
-                found.append((status.st_mtime, path, status.st_size))
+                found.setdefault(console, []).append((status.st_mtime, path, status.st_size))
+    for files_of in found.values():
+        files_of.sort(reverse=True)  # the oldest is at the end
     removed = []
-    for ended, path, size in sorted(found):
-        old = bool(keep_days) and now - ended > keep_days * 86_400
-        if not old and not (keep_bytes and total > keep_bytes):
-            break
+
+    def remove_oldest(console: str) -> None:
+        _, path, size = found[console].pop()
         path.unlink(missing_ok=True)
-        total -= size
+        sizes[console] -= size
         removed.append(path)
+
+    for console, files_of in found.items():
+        while keep_days and files_of and now - files_of[-1][0] > keep_days * 86_400:
+            remove_oldest(console)
+    while keep_bytes and sizes.total() > keep_bytes:
+        having = [console for console, files_of in found.items() if files_of]
+        if not having:
+            break
+        remove_oldest(max(having, key=lambda console: (sizes[console], -found[console][-1][0])))
     return removed

@@ -15,6 +15,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
@@ -197,6 +198,9 @@ class ConsoleServer:
             "revoked_problem": self.access.revoked.problem,
             "alerts": self._notifier.told,
             "alerts_dropped": self._notifier.dropped,
+            "alert_patterns_too_slow": sum(
+                console.alerts.slow for console in self._consoles.values() if console.alerts is not None
+            ),
             "consoles": [self._consoles[name].as_json() for name in self.names()],
         }
 
@@ -469,7 +473,7 @@ class ConsoleServer:
             status=self.status,
         )
         path = self.run_dir / SOCKET
-        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self._make_run_dir()
         await front.start(open_control_socket(path))
         keeper = asyncio.ensure_future(self._keep_control_socket(front))
 
@@ -488,7 +492,7 @@ class ConsoleServer:
         while True:
             try:
                 if not path.is_socket():
-                    self.run_dir.mkdir(parents=True, exist_ok=True)
+                    self._make_run_dir()
                     await front.start(open_control_socket(path))
                 problem = ""
             except (MinervaError, OSError) as error:
@@ -522,10 +526,27 @@ class ConsoleServer:
         if self._announcer is not None:
             self._announcer.alert(alert)
 
+    def _check_directory(self) -> None:
+        """Raise ServerError if another user of this machine has a hand in our directory; OSError."""
+        for found in (self.directory.lstat(), self.directory.stat()):
+            writable = not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+            if found.st_uid not in (0, os.geteuid()) or writable:
+                raise ServerError(
+                    f"the directory {self.directory} belongs to another user, or others may write there: it "
+                    "has keys in it, and has to be ours alone"
+                )
+
+    def _make_run_dir(self) -> None:
+        """Make the run directory, if the node has not: for all to enter, as the node makes it."""
+        if not self.run_dir.is_dir():
+            self.run_dir.mkdir(parents=True, exist_ok=True)
+            self.run_dir.chmod(0o755)  # whatever the umask
+
     def _make_directory(self) -> None:
         """Make our directory, and see that we are alone in it. Raises ServerError."""
         try:
             self.directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._check_directory()
             self._lock = os.open(self.directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as error:
             raise ServerError(f"cannot use the directory {self.directory}: {error.strerror}") from error
