@@ -9,8 +9,17 @@ from ipaddress import IPv6Address
 import pytest
 
 from minerva.core.sansio import Datagram
-from minerva.ikev2.config import Config
-from minerva.ikev2.constants import IKE_PORT, DhGroup, ExchangeType, Flag, NotifyType
+from minerva.ikev2.config import Config, UdpEncapsulation
+from minerva.ikev2.constants import (
+    ENCAPSULATION_PORT,
+    IKE_PORT,
+    MIN_INIT_LENGTH,
+    DhGroup,
+    ExchangeType,
+    Flag,
+    NotifyType,
+)
+from minerva.ikev2.encapsulation import NON_ESP_MARKER
 from minerva.ikev2.endpoint import Closed, Established, Failed, SignatureNeeded, State
 from minerva.ikev2.message import Header, decode_message, encode_message
 from minerva.ikev2.payloads import Delete, KeyExchange, Nonce, Notify, Opaque, signature_hashes
@@ -310,6 +319,26 @@ def recorded_with_cookie(a: Hand, b: Hand, now: float) -> None:
     (message,) = a.take(message, B, now)
     (message,) = b.take(message, A, now)
     assert a.take(message, B, now) == []
+
+
+def test_no_cookie_is_longer_than_what_it_answers() -> None:
+    """What is too short for an IKE_SA_INIT request has no answer, but is counted."""
+    config = Config(cookie_threshold=0, udp_encapsulation=UdpEncapsulation.ACCEPT)
+    _, b = hands(config_b=config)
+    forger = Forger()
+    lengths = range(16, MIN_INIT_LENGTH + 1)
+    answered = []
+    for length in lengths:
+        header = Header(forger.random.randbytes(8), bytes(8), ExchangeType.IKE_SA_INIT, Flag.INITIATOR, 0)
+        request = NON_ESP_MARKER + encode_message(header, (Nonce(bytes(length)),))
+        for answer in b.take(request, forger.address(), port=ENCAPSULATION_PORT):
+            assert len(answer) <= len(request)
+            answered.append(length)
+    assert 0 < len(answered) < len(lengths)
+    assert b.endpoint.counters["cookie demanded"] == len(answered)
+    assert b.endpoint.counters["malformed IKE_SA_INIT"] == len(lengths) - len(answered)
+    (cookie,) = b.take(forger.request(), forger.address())
+    assert cookie_in(cookie) is not None
 
 
 def test_a_flood_from_addresses_that_return_cookies() -> None:

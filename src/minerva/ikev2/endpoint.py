@@ -23,6 +23,7 @@ from minerva.ikev2.config import Config
 from minerva.ikev2.constants import (
     MAJOR_VERSION,
     MAX_INIT_LENGTH,
+    MIN_INIT_LENGTH,
     NO_SPI,
     SPI_LENGTH,
     ExchangeType,
@@ -307,7 +308,7 @@ class Endpoint:
             known.answer_init(port, now)
             return
         if (
-            len(data) > MAX_INIT_LENGTH
+            not MIN_INIT_LENGTH <= len(data) <= MAX_INIT_LENGTH
             or not header.from_initiator
             or header.message_id != 0
             or header.spi_i == NO_SPI
