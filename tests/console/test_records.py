@@ -364,7 +364,7 @@ def test_a_pause_is_in_the_record(tmp_path: Path, archive: Callable[..., Archive
     marks = [line.text for line in record_search.lines(tmp_path / "records", "web1")]
     assert marks[0] == marks[2] == "the record ends"
     assert re.fullmatch(
-        r"nothing was recorded for 100\.\d s, since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d UTC", marks[1]
+        r"nothing was recorded for 100\.\d s, since \d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ", marks[1]
     )
 
 

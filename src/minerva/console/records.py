@@ -226,8 +226,8 @@ class Recorder:
         self._encoder.begin(steady, utc)
         if before is not None:
             away = max(0.0, utc - before)
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(before))
-            self._encoder.mark(f"nothing was recorded for {away:.1f} s, since {since} UTC", steady, utc)
+            since = text.utc(before)
+            self._encoder.mark(f"nothing was recorded for {away:.1f} s, since {since}", steady, utc)
         return cast, log
 
     def _is_full(self, steady: float) -> bool:
