@@ -42,11 +42,10 @@ class CoreRunner:
         self._pumping = False
         self.unsent = 0
         self._others = dict(others or {})
-        self._loop.add_reader(sock, self._readable, sock, None)
-        for port, other in self._others.items():
-            self._loop.add_reader(other, self._readable, other, port)
+        for each in (sock, *self._others.values()):
+            self._loop.add_reader(each, self._readable, each)
 
-    def _readable(self, sock: socket.socket, only: int | None) -> None:
+    def _readable(self, sock: socket.socket) -> None:
         now = self._loop.time()
         for _ in range(_BATCH):
             try:
@@ -57,7 +56,9 @@ class CoreRunner:
                 log.debug("receive: %s", error.strerror)
                 break
             address = IPv6Address(host.partition("%")[0])
-            if only in (None, port) and self._accept(data, address, port, now):
+            if self._others.get(port, self._socket) is not sock:
+                continue  # an answer would leave by another
+            if self._accept(data, address, port, now):
                 self._core.receive(data, address, port, now)
         self.pump()
 
