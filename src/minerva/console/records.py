@@ -26,6 +26,7 @@ from minerva.console.config import Records
 from minerva.console.events import HubEvent, Typed
 from minerva.console.record_files import RecordError
 from minerva.console.record_format import Encoder
+from minerva.core.text import utc as utc_text
 
 __all__ = ["Archive", "RecordError", "Recorder"]
 
@@ -226,7 +227,7 @@ class Recorder:
         self._encoder.begin(steady, utc)
         if before is not None:
             away = max(0.0, utc - before)
-            since = text.utc(before)
+            since = utc_text(before)
             self._encoder.mark(f"nothing was recorded for {away:.1f} s, since {since}", steady, utc)
         return cast, log
 
