@@ -41,9 +41,9 @@ MAX_INIT_LENGTH = 8_192
 """The longest IKE_SA_INIT message accepted, in bytes: the one that strangers may make us parse."""
 
 MIN_INIT_LENGTH = 28 + 40 + 40 + 20
-"""The shortest IKE_SA_INIT request that there can be, in bytes: header, an SA with AES-GCM, a PRF and a group,
-a KE of the smallest group, a nonce. No cookie is longer than that, so nobody has us send to others more than
-he sends himself."""
+"""The shortest IKE_SA_INIT request that there can be, in bytes: header, an SA with AES-GCM, a PRF and a
+group, a KE of the smallest group, a nonce. No cookie is longer than that, so nobody has us send to others
+more than he sends himself."""
 
 MAX_PAYLOADS = 64
 """How many payloads a message may have."""
