@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from ipaddress import IPv6Address
 
-from minerva.adjacency.responder import ANSWERS_PER_MINUTE, MAX_PEERS, ResponderLimit
+from minerva.adjacency.responder import (
+    ANSWERS_PER_MINUTE,
+    BEGINNING_INTERVAL,
+    BEGINNINGS,
+    MAX_PEERS,
+    ResponderLimit,
+)
 
 PEER = IPv6Address("fe80::2")
 
@@ -39,6 +45,22 @@ def test_others_are_not_affected() -> None:
     assert limit.may_answer(1, IPv6Address("fe80::3"), spi(99), 0.0)
     limit.record_success(1, PEER)
     assert limit.may_answer(1, PEER, spi(99), 0.0)
+
+
+def test_all_beginnings_of_a_port_together_are_limited() -> None:
+    """So many packets are looked at, repeated ones too, whoever is invented; another port has its own."""
+    limit = ResponderLimit()
+    seconds, flood = 10, 50_000
+    looked_at = sum(
+        limit.may_answer(
+            1, IPv6Address(f"fe80::1:{number // 2:x}"), spi(number // 2), number * seconds / flood
+        )
+        for number in range(flood)
+    )
+    assert looked_at <= BEGINNINGS + seconds / BEGINNING_INTERVAL
+    assert not all(limit.may_answer(1, PEER, spi(1), seconds) for _ in range(2))
+    assert limit.may_answer(2, PEER, spi(1), seconds)
+    assert limit.may_answer(1, PEER, spi(1), seconds + 2 * BEGINNING_INTERVAL), "not for long"
 
 
 def test_table_is_bounded() -> None:

@@ -10,8 +10,16 @@ from collections import OrderedDict, deque
 from ipaddress import IPv6Address
 from typing import TypeAlias
 
+from minerva.core.rate import TokenBucket
+
 ANSWERS_PER_MINUTE = 6
 """How many attempts of one peer are answered in any 60 s for as long as none of them succeeds."""
+
+BEGINNINGS, BEGINNING_INTERVAL = 1000, 1 / 300
+"""How many packets that begin an attempt are looked at on a port at once, whoever they are from, and every
+how many seconds one more. That is more than the firewall lets through, if it sees each of them by itself:
+but what comes from a neighbour on the same machine may be up to 64 datagrams in one piece, of which it sees
+the first."""
 
 MAX_PEERS = 1024
 """How many such peers are remembered; beyond, the one not heard for the longest time is forgiven."""
@@ -31,9 +39,14 @@ class ResponderLimit:
 
     def __init__(self) -> None:
         self._attempts: OrderedDict[_Key, deque[tuple[float, bytes]]] = OrderedDict()
+        self._beginnings: dict[int, TokenBucket] = {}
 
     def may_answer(self, port: int, address: IPv6Address, attempt: bytes, now: float) -> bool:
         """Return whether to answer a packet of ``attempt``."""
+        if port not in self._beginnings:
+            self._beginnings[port] = TokenBucket(BEGINNINGS, BEGINNING_INTERVAL)
+        if not self._beginnings[port].take(now):
+            return False
         key = (port, address)
         attempts = self._attempts.get(key)
         if attempts is None:
@@ -54,6 +67,7 @@ class ResponderLimit:
 
     def forget_port(self, port: int) -> None:
         """Forget what happened on a port that has gone."""
+        self._beginnings.pop(port, None)
         for key in [key for key in self._attempts if key[0] == port]:
             del self._attempts[key]
 
