@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import multiprocessing
 import os
 import time
@@ -325,6 +326,18 @@ def test_tokens_that_are_not_good(tmp_path: Path) -> None:
     for number in (text[:5], "../x"):
         with pytest.raises(UsageError):
             tokens.revoke(number)
+    # A time that is no number would never come.
+    for days, hours in (
+        (math.nan, 1.0),
+        (1.0, math.nan),
+        (math.inf, 1.0),
+        (1.0, math.inf),
+        (0.0, 1.0),
+        (1.0, -1.0),
+    ):
+        with pytest.raises(UsageError, match="a token needs"):
+            tokens.create(role=Role.VIEW, ports=("*",), made_by="root", now=1.0, days=days, hours=hours)
+    assert not tokens.list()
 
 
 # -- throttling

@@ -38,7 +38,7 @@ def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
         yield it
 
 
-def upgrade(page: Page, console: str, open_ones: ExitStack) -> int:
+def upgrade(page: Page, console: str, open_ones: ExitStack, then: bytes = b"") -> int:
     """Ask for a terminal; return the status of the answer. It stays open as long as ``open_ones``."""
     host, _, port = page.host.partition(":")
     raw = socket.create_connection((host, int(port)), timeout=10)
@@ -50,7 +50,9 @@ def upgrade(page: Page, console: str, open_ones: ExitStack) -> int:
         "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
     ]
     sock.sendall("\r\n".join([*lines, "", ""]).encode())
-    return int(sock.recv(1000).split()[1])
+    status = int(sock.recv(1000).split()[1])
+    sock.sendall(then)
+    return status
 
 
 def test_the_name_of_a_console_to_search_is_no_pattern(serving: Serving) -> None:
@@ -77,6 +79,19 @@ def test_deep_json_is_no_internal_error(serving: Serving) -> None:
         terminal.send("[" * 60_000)
         seen(terminal, "the page said something that is no command")
     assert "internal error" not in serving.log.read_text()
+    assert "Traceback" not in serving.log.read_text()
+
+
+def test_what_is_broken_off_or_no_text_leaves_no_traceback(serving: Serving) -> None:
+    page = Page(serving)
+    host, _, port = page.host.partition(":")
+    begun = f"POST /api/login HTTP/1.1\r\nHost: {page.host}\r\nOrigin: https://{page.host}\r\n"
+    with TRUSTING.wrap_socket(socket.create_connection((host, int(port)), timeout=10)) as sock:
+        sock.sendall(begun.encode() + b"Content-Length: 100\r\n\r\n{")
+    page.login()
+    with ExitStack() as open_ones:
+        assert upgrade(page, "web1", open_ones, then=b"\x81\x82\0\0\0\0\xff\xfe") == 101
+        time.sleep(1)
     assert "Traceback" not in serving.log.read_text()
 
 

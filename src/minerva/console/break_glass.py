@@ -22,6 +22,7 @@ from minerva.core.errors import MinervaError, UsageError
 
 DAYS: Final = 90
 """How long a token is good by default."""
+MAX_DAYS: Final = 3650
 HOURS: Final = 8
 """How long who has used one may work by default."""
 
@@ -73,8 +74,11 @@ class Tokens:
         hours: float = HOURS,
     ) -> tuple[str, Token]:
         """Make a token; return it, to be shown once, and what is kept. Raises UsageError, TokenError."""
-        if not ports or days <= 0 or hours <= 0:
-            raise UsageError("a token needs consoles, days and hours")
+        # What is no number is not between any two.
+        if not ports or not 0 < days <= MAX_DAYS or not 0 < hours <= MAX_DAYS * 24:
+            raise UsageError(
+                f"a token needs consoles, and days and hours, of which {MAX_DAYS} days are the most"
+            )
         if len(self.list()) >= _MAX_TOKENS:
             raise TokenError(f"there are {_MAX_TOKENS} break-glass tokens: revoke some")
         text = "".join(secrets.choice(_ALPHABET) for _ in range(_LENGTH))

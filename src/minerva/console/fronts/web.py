@@ -31,7 +31,7 @@ from typing import Any, Final, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import HTTPConnection, Request
+from starlette.requests import ClientDisconnect, HTTPConnection, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, WebSocketRoute
 from starlette.websockets import WebSocket, WebSocketDisconnect, WebSocketState
@@ -582,10 +582,13 @@ def _same_origin(connection: HTTPConnection) -> None:
 async def _body(request: Request) -> dict[str, Any]:
     """Return the JSON in a request. Raises HTTPException."""
     data = bytearray()
-    async for chunk in request.stream():
-        data += chunk
-        if len(data) > MAX_BODY:
-            raise HTTPException(413, "that is too long")
+    try:
+        async for chunk in request.stream():
+            data += chunk
+            if len(data) > MAX_BODY:
+                raise HTTPException(413, "that is too long")
+    except ClientDisconnect:
+        raise HTTPException(400, "the rest did not come") from None
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):

@@ -193,6 +193,18 @@ class _Http(H11Protocol):
 class _WebSocket(WebSocketsSansIOProtocol):
     """uvicorn's, which says when it ends, and keeps no answers for one who does not take them."""
 
+    def send_receive_event_to_app(self) -> None:
+        if self.curr_msg_data_type == "text":
+            try:
+                b"".join(self.frames).decode()
+            except UnicodeDecodeError:
+                # As uvicorn does, but for a traceback in the log for each.
+                self.frames = []
+                self.conn.send_close(1007)
+                self.handle_parser_exception()
+                return
+        super().send_receive_event_to_app()
+
     def handle_ping(self) -> None:
         if self.writable.is_set():
             super().handle_ping()
