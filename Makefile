@@ -22,12 +22,17 @@ BENCH_PACKAGES := $(TEST_PACKAGES) conserver-client conserver-server wireguard-g
 UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils
 UML ?= $(HOME)/.cache/minerva/uml
 
-.PHONY: help venv demo test test-kernel lint bench fuzz soak matrix clean
+# Serial lines of real drivers, in a guest of QEMU, and libvirt; without what it recommends it takes 15 MB.
+SERIAL_PACKAGES := busybox-static libvirt-clients libvirt-daemon minicom picocom qemu-system-x86 socat udev xz-utils
+QEMU ?= $(HOME)/.cache/minerva/qemu
+
+.PHONY: help venv demo test test-kernel test-serial lint bench fuzz soak matrix clean
 
 help:
 	@echo "make demo    four new devices are let into a network, which loses a cable, and more (needs root)"
 	@echo "make test    all tests (the lab's need root)"
 	@echo "make test-kernel  the kernel's own data plane, under User Mode Linux (built once: UML=DIR)"
+	@echo "make test-serial  consoles on real drivers, under QEMU, and on libvirt (a kernel is fetched once: QEMU=DIR)"
 	@echo "make venv    only the virtual environment: then .venv/bin/minerva runs"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   measurements, as JSON lines"
@@ -68,6 +73,13 @@ test-kernel: $(VENV)/.test
 	@nice sh tools/uml-build $(UML)
 	@MINERVA_TEST_ALONE=1 sh tools/uml -k $(UML) -t 1800 -- \
 		$(BIN)/python -m pytest -p no:cacheprovider -m kernel tests/kernel
+
+test-serial: $(VENV)/.test
+	@sh tools/apt-packages --no-install-recommends $(SERIAL_PACKAGES)
+	@nice sh tools/qemu-build $(QEMU)
+	@nice sh tools/qemu -k $(QEMU) -t 1200 -- env PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 \
+		$(BIN)/python -m pytest -p pytest_timeout -p no:cacheprovider -m serial tests/serial
+	@QEMU=$(QEMU) $(BIN)/python -m pytest -p no:cacheprovider tests/console/test_guest.py tests/console/test_libvirt.py
 
 lint: $(VENV)/.test
 	@$(BIN)/ruff check .

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from minerva.console.backends import sol
+from minerva.console.backends import lock_file, sol
 from minerva.console.backends.base import BackendError, Flow, LineSettings, Modem, Unsupported
 from minerva.console.backends.serial import PtyBackend, SerialBackend
 from minerva.console.backends.sol import SolBackend
@@ -99,6 +99,33 @@ def test_a_serial_line_is_ours_alone(tmp_path: Path) -> None:
             await other.close()
 
     asyncio.run(scenario())
+
+
+def test_lock_files(tmp_path: Path) -> None:
+    path = lock_file.take("/dev/pts/7", tmp_path)
+    assert path == tmp_path / "LCK..pts_7"
+    assert path.read_text() == f"{os.getpid():10}\n"
+    # What this server left behind when it was killed is no obstacle, nor is what makes no sense.
+    assert lock_file.take("/dev/pts/7", tmp_path) == path
+    for text in (b"", b"x" * 1000, b"-1\n", b"\xff", f"{2**22 + 1:10}\n".encode()):
+        path.write_bytes(text)
+        assert lock_file.take("/dev/pts/7", tmp_path) == path
+    path.write_text(f"{os.getppid():10}\n")
+    with pytest.raises(lock_file.Locked, match=str(os.getppid())):
+        lock_file.take("/dev/pts/7", tmp_path)
+    path.unlink()
+    # Links and pipes that somebody else has put there are not followed, and do not hold us up.
+    other = tmp_path / "other"
+    path.symlink_to(other)
+    assert lock_file.take("/dev/pts/7", tmp_path) == path
+    assert not path.is_symlink()
+    path.unlink()
+    os.mkfifo(path)
+    assert lock_file.take("/dev/pts/7", tmp_path) == path
+    lock_file.release(path)
+    assert list(tmp_path.iterdir()) == []
+    lock_file.release(path)
+    assert lock_file.take("/dev/pts/7", tmp_path / "none") is None
 
 
 def test_why_a_serial_line_cannot_be_opened(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from minerva.console.hub import Hub, Mode, State
 from minerva.console.port_config import LibvirtPort
 from minerva.console.power import CommandPower, PowerAction, PowerState
 from minerva.console.runner import Runner
+from minerva.core.backoff import Backoff
 from tests.console import small_guest
 from tests.console.strangers import program, read_all, until
 
@@ -134,7 +135,9 @@ def test_a_machine_that_is_started_destroyed_and_started_again(libvirt: Libvirt)
 
     async def scenario() -> None:
         hub = Hub("vm")
-        runner = Runner(hub, LibvirtBackend(LibvirtPort(domain="vm", uri=libvirt.uri)))
+        # So long a wait is cut short only by what libvirt tells.
+        backend = LibvirtBackend(LibvirtPort(domain="vm", uri=libvirt.uri))
+        runner = Runner(hub, backend, backoff=Backoff(600, 600))
         ann = hub.attach("ann", mode=Mode.WRITE, now=NOW)
         runner.start()
         try:

@@ -16,7 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from minerva.console.backends import tty
+from minerva.console.backends import lock_file, tty
 from minerva.console.backends.base import (
     BackendError,
     Base,
@@ -48,6 +48,7 @@ class _Device:
     """A device that is open, for threads: what comes too late must not meet another file with its number."""
 
     def __init__(self, descriptor: int) -> None:
+        self.lock_file: Path | None = None
         self._descriptor = descriptor
         self._lock = threading.Lock()
 
@@ -66,6 +67,8 @@ class _Device:
                 tty.discard(descriptor)
             with suppress(OSError):
                 os.close(descriptor)
+        if self.lock_file is not None:
+            lock_file.release(self.lock_file)
 
 
 class SerialBackend(Base):
@@ -73,9 +76,6 @@ class SerialBackend(Base):
 
     An adapter that is sick can hold up whoever asks it for anything, so all that is done in threads.
     """
-
-    exclusive = True
-    """Whether also those are kept out who do not respect locks."""
 
     def __init__(self, port: SerialPort) -> None:
         self._port = port
@@ -193,14 +193,14 @@ class SerialBackend(Base):
 
     def _open(self) -> tuple[int, _Device]:
         try:
-            descriptor = tty.open_device(str(self._path), exclusive=self.exclusive)
+            descriptor = tty.open_device(str(self._path))
         except OSError as error:
             raise BackendError(self._why_not(error)) from error
         device = _Device(descriptor)
         try:
-            if self.exclusive and (user := _user_of(self._path, but=descriptor)) is not None:
-                # Such as a getty, which locks nothing: each of us would get half of the bytes.
-                raise BackendError(f"{self._path} is in use by {user}")
+            # The program that made a pseudoterminal may have it open.
+            if not tty.is_pseudoterminal(descriptor):
+                self._keep_others_off(device, descriptor)
             tty.apply(descriptor, self._settings)
             tty.set_lines(descriptor, dtr=self._dtr, rts=self._rts)
         except (OSError, ValueError) as error:
@@ -210,6 +210,17 @@ class SerialBackend(Base):
             device.close()
             raise
         return descriptor, device
+
+    def _keep_others_off(self, device: _Device, descriptor: int) -> None:
+        """Raise BackendError if others use the device without a lock: each would get half of the bytes."""
+        user = _user_of(self._path, but=descriptor)
+        if user is None:
+            try:
+                device.lock_file = lock_file.take(os.path.realpath(self._path))
+            except lock_file.Locked as locked:
+                user = f"{_name(str(locked))}: {lock_file.DIRECTORY} says so"
+        if user is not None:
+            raise BackendError(f"{self._path} is in use by {user}")
 
     def _why_not(self, error: OSError | ValueError) -> str:
         if isinstance(error, ValueError):
@@ -267,8 +278,6 @@ class SerialBackend(Base):
 class PtyBackend(SerialBackend):
     """A pseudoterminal that another program made: a line without speed, lines and break."""
 
-    exclusive = False
-
     def __init__(self, port: PtyPort) -> None:
         super().__init__(SerialPort(device=port.path))
 
@@ -300,14 +309,28 @@ def _user_of(device: Path, but: int = -1) -> str | None:
     if any(number != str(but) for number in _open_in(us, real)):
         return "another console of this server"
     for process in os.listdir("/proc"):  # noqa: PTH208  # there may be ten thousands of files: Path takes seconds
-        if process.isdigit() and process != us and _open_in(process, real):
-            with suppress(OSError):
-                # A child of ours has all that we have until it becomes the program that it is to run.
-                if f"\nPPid:\t{us}\n" not in Path(f"/proc/{process}/status").read_text():
-                    return (
-                        f"{printable(Path(f'/proc/{process}/comm').read_text().strip())} (process {process})"
-                    )
+        if process.isdigit() and process != us and _open_in(process, real) and not _is_being_born(process):
+            return _name(process)
     return None
+
+
+def _is_being_born(process: str) -> bool:
+    """Return whether a process is a copy of ours, which has all of ours until it becomes another program."""
+    child, us = Path(f"/proc/{process}"), Path("/proc/self")
+    try:
+        is_child = f"\nPPid:\t{os.getpid()}\n" in (child / "status").read_text()
+        return is_child and (child / "exe").readlink() == (us / "exe").readlink()
+    except OSError:
+        return False
+
+
+def _name(process: str) -> str:
+    """Return what a process is called, and its number."""
+    try:
+        name = printable(Path(f"/proc/{process}/comm").read_text().strip())
+    except OSError:
+        name = "a program"
+    return f"{name} (process {process})"
 
 
 def _open_in(process: str, real: str) -> list[str]:

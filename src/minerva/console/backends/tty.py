@@ -16,6 +16,8 @@ from typing import Final
 
 from minerva.console.backends.base import Flow, LineSettings, Modem
 
+_PSEUDOTERMINALS: Final = range(136, 144)
+"""Their major numbers (devices.txt of Linux)."""
 _CMSPAR: Final = 0o10000000000
 _BOTHER: Final = 0o010000
 _TIOCSBRK: Final = 0x5427
@@ -51,18 +53,15 @@ _MODEM: Final = {
 }
 
 
-def open_device(path: str, *, exclusive: bool) -> int:
-    """Open a device for ourselves and return its descriptor. Raises BlockingIOError if another one has it.
-
-    Programs for serial lines respect the lock; ``exclusive`` keeps out all others but root's. It is not for
-    pseudoterminals, where it would last longer than we do.
-    """
+def open_device(path: str) -> int:
+    """Open a device for ourselves and return its descriptor. Raises BlockingIOError if another one has it."""
     descriptor = os.open(path, os.O_RDWR | os.O_NOCTTY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         # Not a device that we must not touch.
         termios.tcgetattr(descriptor)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if exclusive:
+        if not is_pseudoterminal(descriptor):
+            # Keeps out those who respect no locks, but for root's. At a pseudoterminal it would last longer.
             fcntl.ioctl(descriptor, termios.TIOCEXCL)
     except termios.error as error:
         os.close(descriptor)
@@ -71,6 +70,11 @@ def open_device(path: str, *, exclusive: bool) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def is_pseudoterminal(descriptor: int) -> bool:
+    """Return whether a device is one of those that programs make."""
+    return os.major(os.fstat(descriptor).st_rdev) in _PSEUDOTERMINALS
 
 
 def apply(descriptor: int, settings: LineSettings) -> None:
@@ -172,7 +176,7 @@ def _check(descriptor: int, wanted: LineSettings) -> None:
     else:
         speed = _NAMES.get(speed, speed)
     if abs(speed - wanted.speed) > wanted.speed * _TOLERANCE:
-        raise ValueError(f"its driver makes {speed} of the speed")
+        raise ValueError("its driver has no such speed")
     if control & termios.CSIZE != _BITS[wanted.data_bits]:
         raise ValueError("it has not so many data bits")
     if control & _PARITY != _PARITIES[wanted.parity]:
