@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import time
 from collections.abc import Iterator
 from ipaddress import IPv6Address
 
@@ -13,7 +14,14 @@ import pytest
 from minerva.brski.pledge.constants import MDNS_GROUP, MDNS_PORT
 from minerva.brski.pledge.dns import Message, Question, Type, name_of
 from minerva.linux import sockets
-from minerva.linux.firewall import MARKED_IKE_PORT, link_policy, pledge_rules
+from minerva.linux.firewall import (
+    ATTEMPT_BURST,
+    ATTEMPTS_PER_SECOND,
+    LINK_TABLE,
+    MARKED_IKE_PORT,
+    link_policy,
+    pledge_rules,
+)
 from minerva.linux.namespace import Namespace
 from minerva.linux.nftables import Nftables
 from tests.linux.test_sockets import wait_for_routes, wire  # noqa: F401
@@ -141,8 +149,7 @@ def test_ike_and_esp_on_port_4500_each_have_their_socket(encapsulated: Encapsula
     for _ in range(2):
         assert ends.gets(MARKER + IKE) == ends.gets(MARKER + LONG_IKE) == "ike"
         assert ends.gets(ESP) == "esp"
-    assert ends.gets(MARKER) == "ike"
-    for nothing in (b"\xff", b"", bytes(3)):
+    for nothing in (b"\xff", b"", bytes(3), MARKER, (MARKER + IKE)[:19]):
         assert ends.gets(nothing) == ""
     assert ends.gets(ESP, sender=ends.beside) == ""
     assert ends.gets(MARKER + IKE, sender=ends.beside) == ""
@@ -177,6 +184,95 @@ def test_first_messages_are_limited_in_both_ports_together(encapsulated: Encapsu
         got += 1
     assert 150 <= got <= 400
     assert ends.gets(MARKER + IKE) == "ike"
+
+
+FIRST = b"\1" * 8 + bytes(120)
+"""A first message of IKE, as the policy sees it."""
+ATTEMPTS = 400
+
+
+def arrived(sock: socket.socket) -> int:
+    """Return how many datagrams have come."""
+    number = 0
+    while select.select([sock], [], [], 0.3)[0]:
+        sock.recv(2000)
+        number += 1
+    return number
+
+
+def test_what_has_the_marker_is_nothing_for_port_500(
+    wire: tuple[Namespace, Namespace],  # noqa: F811
+    encapsulated: Encapsulated,
+) -> None:
+    """Its SPIs are not where those are on port 500, so the limit on first messages would not see it."""
+    ends = encapsulated
+    with wire[1].entered():
+        ike = sockets.udp_socket("b0", 500)
+    with ike:
+        for sender, data in ((ends.peer, MARKER + FIRST), (ends.peer, MARKER + IKE)):
+            sender.sendto(data, (DIRECT, 500, 0, ends.there))
+        assert arrived(ike) == 0
+        ends.beside.sendto(FIRST, (DIRECT, 500, 0, ends.there))
+        assert arrived(ike) == 1
+    with wire[1].entered(), Nftables() as nftables:
+        counted = nftables.counters(LINK_TABLE)
+    assert counted["refused_in"] >= 2
+    assert counted["attempts_over_limit"] == counted["proxy_syns_over_limit"] == 0
+
+
+def in_fragments(number: int, data: bytes, port: int, first: int) -> Iterator[bytes]:
+    """Yield a datagram from ``REMOTE`` in two fragments, ``first`` bytes of it in the first one."""
+    length = struct.pack("!I3xB", 8 + len(data), socket.IPPROTO_UDP)
+    udp = struct.pack("!3H", port, port, 8 + len(data)) + bytes(2) + data
+    checksum = internet_checksum(REMOTE.packed + LOCAL.packed + length + udp)
+    udp = udp[:6] + struct.pack("!H", checksum or 0xFFFF) + udp[8:]
+    for offset, part, more in ((0, udp[:first], 1), (first, udp[first:], 0)):
+        yield struct.pack("!BBHI", socket.IPPROTO_UDP, 0, offset | more, number) + part
+
+
+def internet_checksum(data: bytes) -> int:
+    """Return the checksum of RFC 1071 over an even number of bytes."""
+    total = sum(struct.unpack(f"!{len(data) // 2}H", data))
+    while total >> 16:
+        total = (total & 0xFFFF) + (total >> 16)
+    return ~total & 0xFFFF
+
+
+@pytest.mark.parametrize("shown", [8, 16, 24, 64])
+def test_fragments_do_not_hide_first_messages(
+    wire: tuple[Namespace, Namespace],  # noqa: F811
+    shown: int,
+) -> None:
+    """What does not show its SPIs in the first fragment does not come in; what does is under the limit."""
+    neighbour, link = wire
+    with link.entered():
+        with Nftables() as nftables:
+            nftables.run(link_policy("b0", LOCAL, udp_encapsulation=True))
+        ike, marked = sockets.udp_socket("b0", 500), sockets.udp_socket("b0", MARKED_IKE_PORT)
+    with neighbour.entered():
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        raw = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_FRAGMENT)
+        there = socket.if_nametoindex("a0")
+    with ike, marked, raw:
+        raw.bind((str(REMOTE), 0, 0, there))
+        numbers = iter(range(1, 10_000))
+
+        def comes_in(sock: socket.socket, data: bytes, port: int) -> bool:
+            for fragment in in_fragments(next(numbers), data, port, shown):
+                raw.sendto(fragment, (DIRECT, 0, 0, there))
+            return arrived(sock) == 1
+
+        seen = shown >= 24  # UDP's header and both SPIs; with the marker it takes more
+        assert comes_in(ike, IKE, 500) is seen
+        assert comes_in(marked, MARKER + IKE, NAT_T) is (seen and shown > 24)
+        assert not comes_in(marked, MARKER + IKE, MARKED_IKE_PORT)
+        for _ in range(ATTEMPTS):
+            for fragment in in_fragments(next(numbers), FIRST, 500, shown):
+                raw.sendto(fragment, (DIRECT, 0, 0, there))
+            time.sleep(0.006)  # below the limit on fragments
+        let_in = arrived(ike)
+        assert let_in <= ATTEMPT_BURST + 10 * ATTEMPTS_PER_SECOND
+        assert (let_in > 0) is seen
 
 
 def test_by_default_port_4500_is_closed(wire: tuple[Namespace, Namespace]) -> None:  # noqa: F811

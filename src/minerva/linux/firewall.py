@@ -33,7 +33,8 @@ messages under load, the second with the cookie."""
 FRAGMENTS_PER_SECOND = 200
 FRAGMENT_BURST = 100
 """A certificate chain with intermediates does not fit into one packet, so IKE messages may be fragmented.
-What fragments hide from this policy meets no listener but ours, and no error is ever sent out."""
+What fragments hide from this policy meets no listener but ours, and no error is ever sent out. The first one
+of UDP must show what it is, with the SPIs: else the limit on first messages would be this one."""
 
 PROXY_SYNS_PER_SECOND = 30
 PROXY_SYN_BURST = 60
@@ -63,7 +64,8 @@ OUTER_NEIGHBOURS = 64
 """How many neighbours of a port may be reached by unique local addresses."""
 
 _CHANNEL_IN = """        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 @th,128,64 0 jump attempt
-        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 accept
+        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 @th,128,64 0 accept
+        ip6 saddr {theirs} ip6 daddr {ours} udp dport 500 @th,128,64 != 0 accept
         ip6 saddr {theirs} ip6 daddr {ours} ip6 nexthdr esp accept
 """
 _CHANNEL_OUT = """        ip6 saddr {ours} ip6 daddr {theirs} udp sport 500 accept
@@ -73,6 +75,10 @@ _UDP_IN = """        ip6 saddr {theirs} ip6 daddr {ours} udp sport 4500 udp dpor
 """
 _UDP_OUT = f"""        ip6 saddr {{ours}} ip6 daddr {{theirs}} udp sport {MARKED_IKE_PORT} udp dport 4500 udp sport set 4500 accept
         ip6 saddr {{ours}} ip6 daddr {{theirs}} udp sport 4500 udp dport 4500 accept
+"""
+_MARKED_ON_PORT_500 = """        udp sport 4500 udp dport 500 counter name refused_in drop
+"""
+_FIRST_FRAGMENT_OF_UDP = """        frag frag-off 0 meta l4proto udp counter name refused_in drop
 """
 _FRAGMENTS_IN = f"""        ip6 saddr {{theirs}} ip6 daddr {{ours}} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
 """
@@ -102,6 +108,9 @@ def link_policy(
         return "".join(text.format(theirs=theirs, ours=ours) for theirs, ours in ends for text in texts)
 
     channels_in = rules(_CHANNEL_IN, *([_UDP_IN] if udp_encapsulation else []))
+    if udp_encapsulation:
+        # IKE takes what is from port 4500 for what has the marker, where the SPIs are elsewhere.
+        channels_in = _MARKED_ON_PORT_500 + channels_in
     channels_out = rules(_CHANNEL_OUT, *([_UDP_OUT] if udp_encapsulation else []))
     return f"""
 table inet {LINK_TABLE} {{
@@ -129,7 +138,7 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
 {channels_in}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
-{rules(_FRAGMENTS_IN)}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
+{_FIRST_FRAGMENT_OF_UDP}{rules(_FRAGMENTS_IN)}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr ff02::fb udp sport 5353 udp dport @pledge_mdns accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr {link_local} udp sport 5353 udp dport @pledge_mdns @th,80,1 1 accept
         counter name refused_in drop
@@ -141,7 +150,8 @@ table inet {LINK_TABLE} {{
     }}
     chain encapsulated {{
         @th,64,32 0 @th,160,64 0 jump attempt
-        @th,64,32 0 udp dport set {MARKED_IKE_PORT} accept
+        @th,64,32 0 @th,160,64 0 udp dport set {MARKED_IKE_PORT} accept
+        @th,64,32 0 @th,160,64 != 0 udp dport set {MARKED_IKE_PORT} accept
         @th,64,32 != 0 accept
     }}
     chain proxy {{

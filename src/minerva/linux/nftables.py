@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from typing import Any
 
 from minerva.linux.errors import LinuxError
 
 _LIBRARY = "libnftables.so.1"
+_COUNTER = re.compile(r"counter (\w+) \{\s*packets (\d+) ")
 
 
 def _load() -> Any:
@@ -50,6 +52,14 @@ class Nftables:
         if result != 0:
             raise LinuxError(f"nftables refused the policy: {(error or b'').decode().splitlines()[0]}")
         return (output or b"").decode()
+
+    def counters(self, table: str) -> dict[str, int]:
+        """Return how many packets each named counter of the inet table ``table`` has counted. Raises
+        LinuxError."""
+        return {
+            name: int(packets)
+            for name, packets in _COUNTER.findall(self.run(f"list counters table inet {table}"))
+        }
 
     def close(self) -> None:
         """Close the connection."""
