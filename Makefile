@@ -19,7 +19,8 @@ NPM_PACKAGE := $(if $(shell command -v npm),,npm)
 BENCH_PACKAGES := $(TEST_PACKAGES) conserver-client conserver-server wireguard-go wireguard-tools
 
 # User Mode Linux with IPv6 ESP and xfrm interfaces; what makes it, and where it is kept.
-UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils
+UML_PACKAGES := bc bison busybox-static flex gcc make xz-utils \
+	charon-systemd strongswan-swanctl libcharon-extra-plugins
 UML ?= $(HOME)/.cache/minerva/uml
 
 # Serial lines of real drivers, in a guest of QEMU, and libvirt; without what it recommends it takes 15 MB.
