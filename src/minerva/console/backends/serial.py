@@ -63,12 +63,14 @@ class _Device:
         """Close it. What it did not take yet is thrown away, or closing could last long."""
         with self._lock:
             descriptor, self._descriptor = self._descriptor, -1
+            # First, as whoever has the device next makes another one.
+            if self.lock_file is not None:
+                lock_file.release(self.lock_file)
+                self.lock_file = None
             with suppress(OSError):
                 tty.discard(descriptor)
             with suppress(OSError):
                 os.close(descriptor)
-        if self.lock_file is not None:
-            lock_file.release(self.lock_file)
 
 
 class SerialBackend(Base):
