@@ -108,10 +108,33 @@ def test_a_stranger_has_only_so_much_time(tmp_path: Path, monkeypatch: pytest.Mo
     run(tmp_path, test)
 
 
+def test_one_who_connects_all_the_time_is_let_in_once_in_a_while(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(web_gate, "BURST", 5)
+    monkeypatch.setattr(web_gate, "PACE_SECONDS", 60.0)
+
+    async def test(port: int, gate: Gate) -> None:
+        done = 0
+        for _ in range(20):
+            with suppress(ConnectionError, ssl.SSLError):
+                client = await Client.open(port, "127.0.0.2")
+                assert await client.get("/") == b"HTTP/1.1 200 OK"
+                client.writer.transport.abort()
+                done += 1
+        assert done == 5
+        other = await Client.open(port)
+        assert await other.get("/login") == b"HTTP/1.1 200 OK"
+        other.writer.transport.abort()
+        await until(lambda: not gate.strangers._waiting and not gate._of_user)
+
+    run(tmp_path, test)
+
+
 def test_a_crowd_of_strangers_from_one_place_keeps_nobody_else_out(tmp_path: Path) -> None:
     async def test(port: int, gate: Gate) -> None:
         crowd = [await Client.open(port, "127.0.0.2", tls=False) for _ in range(300)]
-        await until(lambda: gate.strangers.refused >= 300 - web_gate.STRANGERS_OF_SOURCE)
+        await until(lambda: gate.strangers.refused >= web_gate.BURST - web_gate.STRANGERS_OF_SOURCE)
         assert len(gate.strangers._waiting) == web_gate.STRANGERS_OF_SOURCE
         other = await Client.open(port)
         assert await other.get("/login") == b"HTTP/1.1 200 OK"
@@ -121,7 +144,7 @@ def test_a_crowd_of_strangers_from_one_place_keeps_nobody_else_out(tmp_path: Pat
             for place in range(1, 40)
             for _ in range(10)
         ]
-        await until(lambda: gate.strangers.refused >= 300 + 390 - web_gate.STRANGERS)
+        await until(lambda: gate.strangers.refused >= web_gate.BURST + 390 - web_gate.STRANGERS)
         assert await other.get("/login") == b"HTTP/1.1 200 OK"
         new = await Client.open(port)
         assert await new.get("/login") == b"HTTP/1.1 200 OK"

@@ -94,6 +94,21 @@ class Throttle:
         _remember(self._good, source, None)
 
 
+class Paces:
+    """How often each source may come: ``burst`` times at once, and once more every ``seconds``."""
+
+    def __init__(self, burst: int, seconds: float) -> None:
+        self._burst = burst
+        self._seconds = seconds
+        self._sources: OrderedDict[str, TokenBucket] = OrderedDict()
+
+    def take(self, source: str, now: float) -> bool:
+        """Return whether a source may come now; if so, it counts as having come."""
+        bucket = self._sources.pop(source, None) or TokenBucket(self._burst, self._seconds)
+        _remember(self._sources, source, bucket)
+        return bucket.take(now)
+
+
 class Logins:
     """The connections that have not logged in yet. When there are too many, those of the busiest source go.
 

@@ -12,7 +12,6 @@ import asyncio
 import logging
 import socket
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -64,8 +63,7 @@ from minerva.console.telnet import (
     Telnet,
     TelnetEvent,
 )
-from minerva.console.throttle import MAX_SOURCES, Logins, source_of
-from minerva.core.rate import TokenBucket
+from minerva.console.throttle import Logins, Paces, source_of
 from minerva.core.text import printable
 
 log = logging.getLogger(__name__)
@@ -115,7 +113,7 @@ class ToolFront:
         self._may = may
         self._break_seconds = break_seconds
         self._places = Logins(MAX_OF_SOURCE, MAX_CONNECTIONS)
-        self._paces: OrderedDict[str, TokenBucket] = OrderedDict()
+        self._paces = Paces(BURST, PACE_SECONDS)
 
     async def serve(self, listener: socket.socket, connections: Connections) -> None:
         """Serve those who connect to ``listener``, until this is cancelled."""
@@ -140,8 +138,8 @@ class ToolFront:
         kind = "telnet" if self._telnet else "tcp"
         where = str(address[0]) if isinstance(address, tuple) else ""
         source = f"{kind} {where}".rstrip()
-        if not self._paced(source_of(where)):
-            # Not told: whoever comes so often would fill the logs.
+        if not self._paces.take(source_of(where), time.monotonic()):
+            # There is no login that would stop it. Not told: whoever comes so often would fill the logs.
             sock.close()
             return
         number = None
@@ -154,14 +152,6 @@ class ToolFront:
         task = asyncio.get_running_loop().create_task(self._connection(sock, user, source))
         connections.add(task)
         task.add_done_callback(lambda _: self._places.leave(number))
-
-    def _paced(self, source: str) -> bool:
-        """Return whether one may come again already: there is no login that would stop it."""
-        pace = self._paces.pop(source, None) or TokenBucket(BURST, PACE_SECONDS)
-        self._paces[source] = pace
-        if len(self._paces) > MAX_SOURCES:
-            self._paces.popitem(last=False)
-        return pace.take(time.monotonic())
 
     async def _connection(self, sock: socket.socket, user: str, source: str) -> None:
         if sock.family in (socket.AF_INET, socket.AF_INET6):

@@ -20,7 +20,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from minerva.console.listeners import Connections
-from minerva.console.throttle import Logins, source_of
+from minerva.console.throttle import Logins, Paces, source_of
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +28,10 @@ STRANGER_SECONDS: Final = 20.0
 """How long one may be connected who does not log in, TLS and all."""
 STRANGERS_OF_SOURCE: Final = 16
 STRANGERS: Final = 96
+BURST: Final = 100
+"""So often may one source connect at once,"""
+PACE_SECONDS: Final = 0.1
+"""and once more every so many seconds: TLS costs more than a connection."""
 CONNECTIONS_OF_USER: Final = 64
 """When a user has more, the oldest of them end."""
 MAX_HEADER: Final = 16_384
@@ -96,6 +100,7 @@ class Gate:
 
     def __init__(self) -> None:
         self.strangers = Logins(STRANGERS_OF_SOURCE, STRANGERS)
+        self._paces = Paces(BURST, PACE_SECONDS)
         self._of_user: dict[str, dict[Visit, None]] = {}
 
     def count(self, user: str, visit: Visit) -> None:
@@ -153,7 +158,11 @@ class Gate:
                 log.error("web: accept: %s", error.strerror)
                 await asyncio.sleep(_ACCEPT_PAUSE)
                 continue
-            visit = Visit(self, source_of(str(address[0])))
+            source = source_of(str(address[0]))
+            if not self._paces.take(source, loop.time()):
+                peer.close()
+                continue
+            visit = Visit(self, source)
             if visit.admitted:
                 visit.task = loop.create_task(_connect(peer, visit, server, context))
                 server.handshakes.add(visit.task)
