@@ -42,16 +42,23 @@ async function run(action) {
   }
 }
 
-async function get(path, options) {
-  try {
-    return await fetch(path, options);
-  } catch {
-    throw new Error("the console server does not answer");
+async function get(path, options = {}) {
+  for (let tries = 0; ; tries += 1) {
+    let answer;
+    try {
+      answer = await fetch(path, options);
+    } catch {
+      throw new Error("the console server does not answer");
+    }
+    // What was wanted before, in another tab or a moment ago, is still being read.
+    if (answer.status !== 429 || options.method || tries === 5) return answer;
+    await new Promise((done) => { setTimeout(done, 1000); });
   }
 }
 
 async function api(path, body) {
-  const answer = await get(path, body === undefined ? {} : { method: "POST", body: JSON.stringify(body) });
+  const options = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const answer = await get(path, options);
   const found = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
   if (answer.status === 401) {
     show("login");
@@ -236,9 +243,14 @@ function showRecords(heading, some) {
 }
 
 async function records(name) {
+  const here = location.hash;
   showRecords(name, true);
   const path = `/api/consoles/${encodeURIComponent(name)}`;
-  const [found, log] = await Promise.all([api(`${path}/records`), api(`${path}/log?lines=200`), consoles()]);
+  await consoles();
+  // One after the other: a user may want only so much of the records at once.
+  const found = await api(`${path}/records`);
+  const log = await api(`${path}/log?lines=200`);
+  if (location.hash !== here) return;
   $("records").replaceChildren(...found.records.map((record) => {
     const row = createElement("tr");
     cell(row, when(record.start));
@@ -255,9 +267,12 @@ async function records(name) {
 }
 
 async function search(text) {
+  const here = location.hash;
   $("search-text").value = text;
   showRecords(`Search for ${text}`, false);
-  const [found] = await Promise.all([api(`/api/search?text=${encodeURIComponent(text)}`), consoles()]);
+  await consoles();
+  const found = await api(`/api/search?text=${encodeURIComponent(text)}`);
+  if (location.hash !== here) return;
   const count = found.lines.length;
   $("caption").textContent = !count ? "Nothing was found." : `${count} lines${found.complete ? "" : ", and there are more"}`;
   lines(found.lines, true);
