@@ -208,6 +208,15 @@ def test_where_a_registrar_is(text: str, parsed: tuple[str, int]) -> None:
     assert module._host_and_port(text) == parsed
 
 
+@pytest.mark.parametrize("text", ["fd00::1:8443", "fe80::1%eth0:8443"])
+def test_an_address_that_may_have_a_port_needs_brackets(text: str) -> None:
+    address = text.rpartition(":")[0]
+    with pytest.raises(UsageError) as caught:
+        module._host_and_port(text)
+    assert str(caught.value).endswith(f"say [{text}] or [{address}]:8443")
+    assert module._host_and_port(f"[{address}]:8443") == (address, 8443)
+
+
 @pytest.mark.parametrize(
     "text", ["", ":1", "x:", "x:0", "x:65536", "x:1x", "[::1", "[::1]x", "[]:1", "[::1]:", "x:²"]
 )

@@ -109,6 +109,8 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lines = [Adapter("/dev/ttyX", str(tmp_path / "gone"), "an adapter \x1b")]
     monkeypatch.setattr(discovery, "adapters", lambda: lines)
     shown = CliRunner().invoke(console, ["discover"])
+    lost = CliRunner().invoke(console, ["discover", "--enter"])
+    assert (lost.exit_code, "--enter needs --listen" in lost.output) == (2, True)
     assert shown.exit_code == 0
     assert "an adapter \\u001b" in shown.output
     heard = CliRunner().invoke(console, ["discover", "--json", "--listen", "0.1"])

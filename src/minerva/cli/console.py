@@ -355,6 +355,9 @@ def discover(seconds: float | None, speed: int, enter: bool, as_json: bool) -> N
     from minerva.console import discovery
     from minerva.console.backends.base import BackendError
 
+    if enter and not seconds:
+        raise click.UsageError("--enter needs --listen SECONDS.")
+
     async def name_of(path: str) -> tuple[str, str]:
         try:
             said = await discovery.listen(path, speed=speed, seconds=seconds or 0.0, enter=enter)

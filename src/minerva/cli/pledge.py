@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from ipaddress import IPv6Address
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +129,7 @@ def _host_and_port(text: str) -> tuple[str, int]:
         good = bracket == "]" and (not rest or rest.startswith(":"))
         number = rest[1:] if rest else str(_DEFAULT_PORT)
     elif text.count(":") > 1:
+        _check_no_port(text)
         host, number, good = text, str(_DEFAULT_PORT), True
     else:
         host, colon, number = text.partition(":")
@@ -135,6 +137,17 @@ def _host_and_port(text: str) -> tuple[str, int]:
     if not good or not host or not number.isascii() or not number.isdigit() or not 0 < int(number) < 65_536:
         raise UsageError(f"--registrar takes HOST:PORT or [ADDRESS]:PORT, not '{printable(text)}'")
     return host, int(number)
+
+
+def _check_no_port(text: str) -> None:
+    """Raise UsageError if an address without brackets may have a port at its end."""
+    address, _, port = text.rpartition(":")
+    try:
+        IPv6Address(address)
+    except ValueError:
+        return
+    shown, other = printable(text), f"[{printable(address)}]:{printable(port)}"
+    raise UsageError(f"--registrar {shown} may be an address, or one with a port: say [{shown}] or {other}")
 
 
 async def _enrol(device: Device, host: str, port: int, state_dir: Path) -> tuple[Enrolled, bool]:
