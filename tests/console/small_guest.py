@@ -13,7 +13,7 @@ from tests.console.strangers import program
 
 KERNEL = Path(os.environ.get("QEMU", "~/.cache/minerva/qemu")).expanduser() / "vmlinuz"
 ARGUMENTS = "console=ttyS0 panic=-1 mitigations=off random.trust_cpu=on"
-PATIENCE = 120.0
+PATIENCE = 300.0
 """How long it may take to boot: a few seconds, where nobody else is at work."""
 
 _INIT = """\

@@ -89,6 +89,7 @@ async def _log_in(hub: Hub, patience: float) -> int:
     return ann
 
 
+@pytest.mark.timeout(900)
 def test_a_guest_of_qemu_at_a_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "console"
     command = small_guest.command(tmp_path, f"unix:{path},server=on,wait=on")
@@ -123,6 +124,8 @@ def test_a_guest_of_qemu_at_a_unix_socket(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
+@pytest.mark.serial
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("kind", ["pty", "telnet"])
 def test_a_guest_of_qemu_at_other_lines(tmp_path: Path, kind: str) -> None:
     port = free_port()

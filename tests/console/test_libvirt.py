@@ -25,6 +25,7 @@ from minerva.core.backoff import Backoff
 from tests.console import small_guest
 from tests.console.strangers import program, read_all, until
 
+pytestmark = [pytest.mark.serial, pytest.mark.timeout(900)]
 NOBODY = 65_534
 NOW = 1000.0
 
