@@ -361,6 +361,35 @@ def test_who_is_late_hurries_and_then_rests(monkeypatch: pytest.MonkeyPatch) -> 
     run(main)
 
 
+def test_who_had_no_rest_may_hurry_again_after_a_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also if there is no moment without a reason to hurry."""
+    monkeypatch.setattr(scheduling, "go_with_others", lambda: None)
+    monkeypatch.setattr(data_plane, "_HURRY_SECONDS", 0.2)
+    monkeypatch.setattr(data_plane, "_RESTLESS_PAUSE", 0.3)
+
+    async def main() -> None:
+        bench = Bench()
+        bench.keys(300, 400, 1, 2)
+        await settle()
+
+        async def be_late(seconds: float) -> None:
+            for _ in range(round(seconds / 0.02)):
+                for _ in range(data_plane._LATE):
+                    bench.acp.send(ipv6(b"out"))
+                await asyncio.sleep(0.02)
+
+        await be_late(0.04)
+        assert bench.said.count(m.Hurry()) == 1
+        os.kill(os.getpid(), signal.SIGXCPU)  # as the kernel does if there is no rest
+        await be_late(0.1)
+        assert bench.said.count(m.Hurry()) == 1
+        await be_late(0.5)
+        assert bench.said.count(m.Hurry()) == 2
+        await bench.close()
+
+    run(main)
+
+
 def test_detached_channels_close_their_descriptors() -> None:
     async def main() -> None:
         bench = Bench()

@@ -221,7 +221,7 @@ class DataPlane(Child):
         self._channels: dict[int, _Channel] = {}
         self._loop.call_later(_TRAFFIC_SECONDS, self._report)
         self._late = False  # since somebody looked last
-        self._ordinary: asyncio.TimerHandle | None = None  # when to look; none while this process is ordinary
+        self._ordinary: asyncio.TimerHandle | None = None  # when to look; none if there was no reason
         self._loop.add_signal_handler(signal.SIGXCPU, self._restless)
         scheduling.limit()
 
@@ -268,8 +268,11 @@ class DataPlane(Child):
         log.info("no rest for %.0f ms: others have their turns again", scheduling.RESTLESS_SECONDS * 1e3)
         if self._ordinary is not None:
             self._ordinary.cancel()
-        self._late = False
-        self._ordinary = self._loop.call_later(_RESTLESS_PAUSE, self._look)
+        self._ordinary = self._loop.call_later(_RESTLESS_PAUSE, self._rested)
+
+    def _rested(self) -> None:
+        """From now on there may be a reason to go first again."""
+        self._ordinary = None
 
     def _report(self) -> None:
         """Tell who was heard, and whose keys are used up."""
