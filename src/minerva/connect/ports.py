@@ -198,7 +198,16 @@ class Ports:
     async def _refresh(self, port: Port, link: Link) -> None:
         if link.name != port.link.name:
             log.info("port %s is now called %s", port.link.name, link.name)
-        port.link = link
+        before, port.link = port.link, link
+        if link.mtu != before.mtu and port.state in (PortState.UP, PortState.NO_CARRIER):
+            # Everything on it has been made for the other MTU, and no packet would say so.
+            log.info("port %s has an MTU of %d now, and is opened again", port.name, link.mtu)
+            if port.announced:
+                port.announced = False
+                await self._on_down(port)
+            await self._dismantle(port)
+            await self._open(port)
+            return
         usable = link.up and link.carrier
         if port.state is PortState.NO_CARRIER and usable:
             await self._announce(port)
