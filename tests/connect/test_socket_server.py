@@ -33,6 +33,10 @@ def test_requests() -> None:
         b'{"datagram": "fd00::1"}',
         b'{"connect": ["\\u001b[2J", 22]}',
         b'{"connect": ["fd00::1", 65536]}',
+        b'{"connect": ["fd00::1%lo", 22]}',
+        b'{"datagram": ["fd00::1%\\u0000", 22]}',
+        b'{"datagram": ["fd00::1%\\ud800", 22]}',
+        b'{"datagram": ["fd00::1%\\u001b[2J", 22]}',
     ],
 )
 def test_what_cannot_be_meant(data: bytes) -> None:

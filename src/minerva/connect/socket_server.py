@@ -144,7 +144,8 @@ def _request(data: bytes) -> _Request:
                 address = IPv6Address(text)
             except AddressValueError:
                 address = None
-            if address is None or address not in UNIQUE_LOCAL:
+            # A zone is any text, which the system's resolver would be asked about.
+            if address is None or address.scope_id is not None or address not in UNIQUE_LOCAL:
                 raise _RequestError(f"{text!a} is not an address in the ACP")
             return _Request(address, port, datagram="connect" not in request)
     raise _RequestError(
