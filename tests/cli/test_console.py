@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from minerva.cli.console import console
 from minerva.core import settings
 from tests.console.serving import Serving, until
 
@@ -260,3 +261,10 @@ def test_attach_in_a_script_is_only_the_bytes(serving: Serving) -> None:
     running.terminate()
     running.wait()
     running.stdout.close()
+
+
+def test_the_document_has_all_commands() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "console.md").read_text()
+    rows = document.partition("\n## Commands\n")[2].partition("\n## ")[0].splitlines()
+    named = {found[1] for row in rows if (found := re.match(r"\| `([a-z-]+)", row))}
+    assert named == set(console.commands)
