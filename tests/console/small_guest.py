@@ -26,11 +26,18 @@ _INIT = """\
 LOGIN = """\
 #!/bin/busybox sh
 echo "welcome $2 $1"
+number=0
 while read -r line; do
-	[ "$line" = bye ] && exit
-	echo "you said: $line"
+	case $line in
+	bye) exit ;;
+	"line $number of a paste") number=$((number + 1)) ;;
+	*) echo "$number lines were right" ;;
+	esac
 done
 """
+PASTE = b"".join(b"line %d of a paste\r" % number for number in range(150)) + b"how many?\r"
+"""Less than the 4 KiB of a terminal's buffer, as there is no flow control."""
+PASTED = b"150 lines were right"
 
 
 def make(directory: Path) -> tuple[Path, Path]:
