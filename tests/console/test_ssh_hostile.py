@@ -134,6 +134,24 @@ def test_one_user_has_only_so_many_connections(tmp_path: Path, monkeypatch: pyte
     run(tmp_path, test)
 
 
+def test_who_logs_in_does_not_learn_of_consoles_that_it_may_not_see(tmp_path: Path) -> None:
+    key = asyncssh.generate_private_key("ssh-ed25519")
+    public = key.export_public_key().decode().strip()
+
+    async def main() -> None:
+        users = {"vera": {"view": ["rack1"], "keys": [public]}}
+        async with SshOffice(tmp_path, {"users": users}, [Line("rack1"), Line("secret")]) as office:
+            said = []
+            for name in ("secret", "nosuch"):
+                options = {"username": name, "client_keys": [key], "password": None}
+                async with await connect(office, **options) as connection:
+                    done = await connection.run("read")
+                    said.append((done.exit_status, str(done.stderr).replace(name, "X")))
+            assert said == [(1, "there is no console X\n")] * 2
+
+    asyncio.run(main())
+
+
 def test_a_command_has_an_end(tmp_path: Path) -> None:
     async def test(office: SshOffice) -> None:
         async with await connect(office) as connection:

@@ -252,7 +252,12 @@ class _Server(asyncssh.SSHServer):
     def begin_auth(self, username: str) -> bool:
         """Look at the name to log in with; it takes a proof in any case."""
         self._name = username
-        self._login = parse_login(username, self._console, self._front.desk.consoles.names())
+        login = parse_login(username, self._console, self._front.desk.consoles.names())
+        known = login.user == BREAK_GLASS or self._front.desk.guard.access.is_user(login.user or "")
+        if login.console is None and not known and ":" not in username:
+            # Nobody's name means a console, whether there is one or not: only who may look at it is to know.
+            login = Login(None, username)
+        self._login = login
         assert self._conn is not None
         self._conn.set_authorized_keys(KnownKeys(self._known_key))
         return True
