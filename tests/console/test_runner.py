@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import pytest
 
+from minerva.console.alerts import AlertSink, Notifier
 from minerva.console.backends.base import BackendError, Base, Unsupported
+from minerva.console.config import Alert
 from minerva.console.hub import Gap, Hub, HubEvent, Mode, State
 from minerva.console.runner import Runner, Sink
 from minerva.core.backoff import Backoff
@@ -347,3 +350,45 @@ def test_one_console_that_hangs_holds_up_no_other() -> None:
             assert stuck.typed == b""
 
     asyncio.run(scenario())
+
+
+class Flood(Device):
+    """A device that always has the most costly things to say."""
+
+    async def read(self) -> bytes:
+        return b"\x1b" * 65_536
+
+
+def test_a_device_that_says_costly_things_without_end_leaves_time_for_others() -> None:
+    async def scenario() -> int:
+        notifier = Notifier({"panic": Alert(pattern="panic")}, lambda _: None)
+        runner = Runner(Hub("flood"), Flood())
+        runner.add_sink(AlertSink("flood", notifier))
+        runner.start()
+        turns, end = 0, time.monotonic() + 2
+        while time.monotonic() < end:
+            await asyncio.sleep(0)
+            turns += 1
+        assert runner.hub.bytes_in > 16_384
+        await runner.stop()
+        return turns
+
+    assert asyncio.run(scenario()) > 1000
+
+
+def test_what_was_read_is_handed_on_also_at_the_end() -> None:
+    said = bytes(range(256)) * 256
+
+    async def scenario() -> bytes:
+        device = Device()
+        notes = Notes()
+        runner = Runner(Hub("lab"), device, [notes])
+        runner.start()
+        device.says.put_nowait(said)
+        while not runner.hub.bytes_in:
+            await asyncio.sleep(0)
+        assert runner.hub.bytes_in < len(said)
+        await runner.stop()
+        return runner.hub.tail(len(said))
+
+    assert asyncio.run(scenario()) == said

@@ -36,6 +36,9 @@ LIVELY_GATHER_SECONDS: Final = 0.01
 LIVELY_SECONDS: Final = 1.0
 """What comes so soon after input is gathered for a shorter time: a program may wait for each answer."""
 _SMALL: Final = 1024
+_AT_ONCE: Final = 8192
+"""So much of what a device said is handed on before others have their turn."""
+_COSTLY: Final = 0.002
 _PIECE: Final = 1024
 """So many bytes of input are written at once, lest a break has to wait for long."""
 _PACE_SECONDS: Final = 0.02
@@ -214,7 +217,7 @@ class Runner:
         due = lively = 0.0
         sent = self.hub.bytes_out
         while data := await self.backend.read():
-            self._output(data)
+            await self._take(data)
             now = loop.time()
             if sent != self.hub.bytes_out:
                 sent, lively = self.hub.bytes_out, now + LIVELY_SECONDS
@@ -228,6 +231,25 @@ class Runner:
                 await asyncio.sleep(0)
             due = now + 2 * pause
         raise BackendError("the device ended the connection")
+
+    async def _take(self, data: bytes) -> None:
+        """Hand on what the device said, a piece at a time: it may be costly, such as thousands of escapes.
+
+        At most half of the time is spent on one device, and the device is read no faster than that.
+        """
+        loop = asyncio.get_running_loop()
+        rest = memoryview(data)
+        while len(rest) > _AT_ONCE:
+            began = loop.time()
+            self._output(bytes(rest[:_AT_ONCE]))
+            rest = rest[_AT_ONCE:]
+            took = loop.time() - began
+            try:
+                await asyncio.sleep(took if took > _COSTLY else 0)
+            except asyncio.CancelledError:
+                self._output(bytes(rest))  # it has been said
+                raise
+        self._output(bytes(rest))
 
     async def _write(self) -> None:
         hub = self.hub
