@@ -5,8 +5,10 @@ from __future__ import annotations
 import select
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext, suppress
 from ipaddress import IPv6Address
 
 import pytest
@@ -15,15 +17,17 @@ from minerva.brski.pledge.constants import MDNS_GROUP, MDNS_PORT
 from minerva.brski.pledge.dns import Message, Question, Type, name_of
 from minerva.linux import sockets
 from minerva.linux.firewall import (
+    ACP_TABLE,
     ATTEMPT_BURST,
     ATTEMPTS_PER_SECOND,
     LINK_TABLE,
     MARKED_IKE_PORT,
+    acp_policy,
     link_policy,
     pledge_rules,
 )
 from minerva.linux.namespace import Namespace
-from minerva.linux.nftables import Nftables
+from minerva.linux.nftables import Nftables, firewall_counters
 from tests.linux.test_sockets import wait_for_routes, wire  # noqa: F401
 
 pytestmark = pytest.mark.root
@@ -186,6 +190,7 @@ def test_first_messages_are_limited_in_both_ports_together(encapsulated: Encapsu
     assert ends.gets(MARKER + IKE) == "ike"
 
 
+IPV6_FREEBIND = 78
 FIRST = b"\1" * 8 + bytes(120)
 """A first message of IKE, as the policy sees it."""
 ATTEMPTS = 400
@@ -214,8 +219,7 @@ def test_what_has_the_marker_is_nothing_for_port_500(
         assert arrived(ike) == 0
         ends.beside.sendto(FIRST, (DIRECT, 500, 0, ends.there))
         assert arrived(ike) == 1
-    with wire[1].entered(), Nftables() as nftables:
-        counted = nftables.counters(LINK_TABLE)
+    counted = firewall_counters(wire[1], LINK_TABLE)
     assert counted["refused_in"] >= 2
     assert counted["attempts_over_limit"] == counted["proxy_syns_over_limit"] == 0
 
@@ -273,6 +277,33 @@ def test_fragments_do_not_hide_first_messages(
         let_in = arrived(ike)
         assert let_in <= ATTEMPT_BURST + 10 * ATTEMPTS_PER_SECOND
         assert (let_in > 0) is seen
+
+
+def test_who_has_a_socket_of_the_acp_cannot_speak_for_others(
+    wire: tuple[Namespace, Namespace],  # noqa: F811
+) -> None:
+    """Though Linux lets anybody name any source in a datagram."""
+    address, other, peer = map(IPv6Address, ("fd00::a", "fd00::dead", "fd00::b"))
+    for namespace, device, own in ((wire[0], "a0", address), (wire[1], "b0", peer)):
+        command = ["ip", "-n", namespace.name, "addr", "add", f"{own}/64", "dev", device, "nodad"]
+        subprocess.run(command, check=True)
+    with wire[0].entered():
+        with Nftables() as nftables:
+            nftables.run(acp_policy("host0", IPv6Address("fd00::1"), address))
+        there = socket.if_nametoindex("a0")
+    with wire[1].entered():
+        hears = sockets.udp_socket("b0", 99)
+    with hears, wire[0].entered():
+        for source, passes in ((address, True), (other, False), (REMOTE, False), (peer, False)):
+            with sockets.connected_udp_socket(address, peer, 99) as sock:
+                sock.setsockopt(socket.IPPROTO_IPV6, IPV6_FREEBIND, 1)
+                named = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO, source.packed + struct.pack("@I", there))
+                with nullcontext() if passes else suppress(PermissionError):
+                    sock.sendmsg([b"x"], [named])
+            assert arrived(hears) == passes, source
+            with sockets.tcp_socket(address) as sock:
+                sock.connect_ex((str(peer), 98))
+    assert firewall_counters(wire[0], ACP_TABLE)["refused_source"] == 3
 
 
 def test_by_default_port_4500_is_closed(wire: tuple[Namespace, Namespace]) -> None:  # noqa: F811

@@ -11,10 +11,10 @@ from minerva.connect.state import NodeState
 from minerva.core.addresses import UNIQUE_LOCAL
 from minerva.linux import namespace
 from minerva.linux.errors import LinuxError
-from minerva.linux.firewall import acp_policy
+from minerva.linux.firewall import ACP_TABLE, acp_policy
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Link, Netlink
-from minerva.linux.nftables import Nftables
+from minerva.linux.nftables import Nftables, firewall_counters
 from minerva.pki.address import AcpAddress
 
 log = logging.getLogger(__name__)
@@ -59,7 +59,7 @@ class AcpNamespace:
         with self.namespace.entered():
             namespace.write_sysctls(ACP_SYSCTLS)
             with Nftables() as nftables:
-                nftables.run(acp_policy(HOST_SIDE, self.host_address))
+                nftables.run(acp_policy(HOST_SIDE, self.host_address, self.address.address))
         self.netlink = Netlink(self.namespace)
         loopback = await self.netlink.index_of("lo")
         await self.netlink.set_link(loopback, state="up")
@@ -203,4 +203,5 @@ class AcpNamespace:
             "prefix": str(self.prefix),
             "namespace": self.namespace.name if self.namespace else None,
             "problem": self.acp0_problem,
+            "firewall": firewall_counters(self.namespace, ACP_TABLE),
         }

@@ -28,7 +28,7 @@ from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import LINK_TABLE, MARKED_IKE_PORT, link_policy, pledge_rules
 from minerva.linux.namespace import Namespace
 from minerva.linux.netlink import Link, Netlink
-from minerva.linux.nftables import Nftables
+from minerva.linux.nftables import Nftables, firewall_counters
 
 log = logging.getLogger(__name__)
 
@@ -94,17 +94,6 @@ class Port:
     def name(self) -> str:
         """The name of the port in the host."""
         return self.link.name
-
-    def counters(self) -> dict[str, int]:
-        """Return how many packets the policy of the link namespace has refused, by reason."""
-        if self.namespace is None:
-            return {}
-        try:
-            with self.namespace.entered(), Nftables() as nftables:
-                return nftables.counters(LINK_TABLE)
-        except (LinuxError, OSError) as error:
-            log.error("port %s: %s", self.name, error)
-            return {}
 
 
 def why_not(link: Link, settings: config.Ports) -> str | None:
@@ -369,7 +358,7 @@ class Ports:
                 "mtu": port.link.mtu,
                 "namespace": port.namespace.name if port.namespace else None,
                 "attachment": "macvlan",
-                "firewall": port.counters(),
+                "firewall": firewall_counters(port.namespace, LINK_TABLE),
             }
             for port in sorted(self.ports.values(), key=lambda port: port.number)
         ]

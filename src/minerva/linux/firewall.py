@@ -212,19 +212,24 @@ def _replace_set(table: str, name: str, elements: Iterable[str]) -> str:
     return f"flush set inet {table} {name}\n{added}"
 
 
-def acp_policy(host_side: str, host_address: IPv6Address) -> str:
+def acp_policy(host_side: str, host_address: IPv6Address, address: IPv6Address) -> str:
     """Return the policy of the ACP namespace: from the host comes only its own V=1 address, and ND.
 
-    Without it the host could speak for any node of the ACP, and forward for others. The join proxy's sockets,
-    which belong to a process that strangers speak to, reach registrars (:func:`proxy_targets`) only.
+    Without it the host could speak for any node of the ACP, and forward for others. What is sent inside is from
+    the node's own ``address``: a program that was given a socket could name any other (IPV6_FREEBIND). The join
+    proxy's sockets, which belong to a process that strangers speak to, reach registrars (:func:`proxy_targets`)
+    only.
     """
     return f"""
 table inet {ACP_TABLE} {{
     counter refused_from_host {{ }}
     counter refused_from_proxy {{ }}
+    counter refused_source {{ }}
     set registrars {{ type ipv6_addr . inet_service; size 64; }}
     chain out {{
         type filter hook output priority raw; policy accept;
+        oifname != "lo" meta l4proto udp ip6 saddr != {address} counter name refused_source drop
+        oifname != "lo" meta l4proto tcp ip6 saddr != {{ {address}, fe80::/10 }} counter name refused_source drop
         meta mark != {PROXY_MARK:#x} accept
         meta l4proto tcp ip6 daddr . tcp dport @registrars accept
         counter name refused_from_proxy drop

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import logging
 import re
 from typing import Any
 
 from minerva.linux.errors import LinuxError
+from minerva.linux.namespace import Namespace
+
+log = logging.getLogger(__name__)
 
 _LIBRARY = "libnftables.so.1"
 _COUNTER = re.compile(r"counter (\w+) \{\s*packets (\d+) ")
@@ -53,14 +57,6 @@ class Nftables:
             raise LinuxError(f"nftables refused the policy: {(error or b'').decode().splitlines()[0]}")
         return (output or b"").decode()
 
-    def counters(self, table: str) -> dict[str, int]:
-        """Return how many packets each named counter of the inet table ``table`` has counted. Raises
-        LinuxError."""
-        return {
-            name: int(packets)
-            for name, packets in _COUNTER.findall(self.run(f"list counters table inet {table}"))
-        }
-
     def close(self) -> None:
         """Close the connection."""
         if self._context:
@@ -72,3 +68,19 @@ class Nftables:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def firewall_counters(where: Namespace | None, table: str) -> dict[str, int]:
+    """Return how many packets each named counter of the inet table ``table`` in ``where`` has counted.
+
+    That is for status, so where it cannot be told, that is logged, and there are none.
+    """
+    if where is None:
+        return {}
+    try:
+        with where.entered(), Nftables() as nftables:
+            found = _COUNTER.findall(nftables.run(f"list counters table inet {table}"))
+    except (LinuxError, OSError) as error:
+        log.error("the firewall's counters in %s: %s", where.name, error)
+        return {}
+    return {name: int(packets) for name, packets in found}
