@@ -17,7 +17,7 @@ from minerva.console import ssh_limits  # noqa: E402
 from minerva.console.backends.base import BackendError  # noqa: E402
 from minerva.console.backends.ssh import SshBackend  # noqa: E402
 from minerva.console.fronts import ssh  # noqa: E402
-from minerva.console.fronts.ssh import MAX_COMMAND  # noqa: E402
+from minerva.console.fronts.ssh_session import MAX_COMMAND  # noqa: E402
 from minerva.console.passwords import hash_password  # noqa: E402
 from minerva.console.port_config import SshPort  # noqa: E402
 from minerva.console.ssh_limits import check_asyncssh  # noqa: E402
