@@ -48,7 +48,7 @@ def free_ports(count: int) -> list[int]:
     return ports
 
 
-def until(condition: Callable[[], Any], what: str, *, seconds: float = 15.0) -> Any:
+def until(condition: Callable[[], Any], what: str, *, seconds: float = 60.0) -> Any:
     """Return what ``condition`` returns as soon as that is true."""
     deadline = time.monotonic() + seconds
     while not (found := condition()):
