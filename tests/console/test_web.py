@@ -279,7 +279,7 @@ class Browser:
         return found["result"].get("value")
 
     def wait(self, script: str, what: str) -> Any:
-        return until(lambda: self.run(script), what, seconds=20)
+        return until(lambda: self.run(script), what)
 
     def type(self, text: str) -> None:
         for character in text:
