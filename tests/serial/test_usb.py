@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from minerva.console import record_search
-from minerva.console.backends.base import BackendError, Modem, Unsupported
+from minerva.console.backends.base import Modem, Unsupported
 from minerva.console.backends.serial import SerialBackend
 from minerva.console.config import Records
 from minerva.console.events import Gap
@@ -136,8 +136,13 @@ def test_an_adapter_of_ftdi(adapter: Adapter) -> None:  # noqa: ARG001
     asyncio.run(scenario())
 
 
-def test_an_adapter_that_is_pulled_out_while_it_talks(adapter: Adapter, tmp_path: Path) -> None:
+def test_an_adapter_that_goes_away_while_it_talks(
+    adapter: Adapter,  # noqa: ARG001
+    tmp_path: Path,
+) -> None:
+    """Taken from its driver by the kernel, and given back: pulled out while it talks, QEMU 7.2 may crash."""
     path = by_path()
+    device = Path("/sys/class/tty/ttyUSB0/device").resolve().parents[1] / "authorized"
     archive = Archive(tmp_path, Records(compress="none"))
     recorder = archive.recorder("lab")
     assert recorder is not None
@@ -150,13 +155,13 @@ def test_an_adapter_that_is_pulled_out_while_it_talks(adapter: Adapter, tmp_path
         runner.start()
         try:
             await until(lambda: hub.state is State.IN_USE, "it is up", 30)
-            with Other(HOST) as device:
+            with Other(HOST) as host:
                 for number in range(3):
-                    talking = asyncio.ensure_future(device.say(b"it talks and talks\r\n" * 1000))
+                    talking = asyncio.ensure_future(host.say(b"it talks and talks\r\n" * 1000))
                     before = hub.bytes_in
                     await until(lambda n=before: hub.bytes_in > n + 500, "it talks", 30)  # type: ignore[misc]
                     pulled = loop.time()
-                    adapter.unplug()
+                    device.write_text("0")
                     await until(lambda: hub.state is State.DOWN, "it is down", 30)
                     down = loop.time() - pulled
                     assert f"{path} is gone" in hub.reason
@@ -164,13 +169,13 @@ def test_an_adapter_that_is_pulled_out_while_it_talks(adapter: Adapter, tmp_path
                     await asyncio.sleep(0.5)
                     assert not path.exists()
                     plugged = loop.time()
-                    adapter.plug()
+                    device.write_text("1")
                     await until(lambda: hub.state is State.IN_USE, "it is up again", 30)
                     print(f"down {down:.2f} s, up {loop.time() - plugged:.2f} s")
                     hub.input(ann, b"hello %d\r" % number, NOW)
                     heard = b""
                     while b"hello %d\r" % number not in heard:
-                        heard += await device.hear(1)
+                        heard += await host.hear(1)
                 assert hub.times_up == 4
             assert [each.user for each in hub.who()] == ["ann"]
             missing = 0
@@ -186,18 +191,31 @@ def test_an_adapter_that_is_pulled_out_while_it_talks(adapter: Adapter, tmp_path
     assert len([text for text in marks if f"{path} is gone" in text]) == 3, marks
 
 
-def test_an_adapter_in_another_socket_is_another_one(adapter: Adapter) -> None:
+def test_an_adapter_that_is_pulled_out_belongs_to_its_socket(adapter: Adapter) -> None:
     path = by_path()
 
     async def scenario() -> None:
-        adapter.unplug()
-        await until(lambda: not path.is_symlink(), "its name is gone", 30)
-        adapter.plug(2)
-        await until(lambda: any(BY_PATH.glob("*")), "it has a name", 30)
-        assert by_path() != path
-        with pytest.raises(BackendError, match=f"{path} is not there"):
-            async with opened(path):
-                pass
+        hub = Hub("lab")
+        runner = Runner(hub, SerialBackend(SerialPort(device=str(path))))
+        runner.start()
+        try:
+            await until(lambda: hub.state is State.CONNECTED, "it is up", 30)
+            adapter.unplug()
+            await until(lambda: hub.state is State.DOWN, "it is down", 30)
+            assert f"{path} is gone" in hub.reason
+            await until(lambda: not path.is_symlink(), "its name is gone", 30)
+            # In another socket it is another one.
+            adapter.plug(2)
+            await until(lambda: any(BY_PATH.glob("*")), "it has a name", 30)
+            assert by_path() != path
+            await until(lambda: f"{path} is not there" in hub.reason, "it is not taken for that one", 30)
+            other = by_path()
+            adapter.unplug()
+            await until(lambda: not other.is_symlink(), "that name is gone", 30)
+            adapter.plug()
+            await until(lambda: hub.state is State.CONNECTED, "it is up again", 30)
+        finally:
+            await runner.stop()
 
     asyncio.run(scenario())
 
