@@ -15,7 +15,7 @@ SEEDS = [
         m.Ready(1),
         m.StatusReply(7, {"a": [1, None, "x"]}),
         m.SignRequest(1, b"message", b"nonce", b"id", 2),
-        m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36)),
+        m.ChannelKeys(1, 256, 257, Secret(b"k" * 36), Secret(b"l" * 36), True),
         m.ChannelOpen(1, 1, IPv6Address("fe80::1"), "name", False),
         m.RouteAdd(IPv6Network("fd00::/48"), 4, IPv6Address("fe80::2")),
     )
