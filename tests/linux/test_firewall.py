@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from ipaddress import IPv6Address
+from pathlib import Path
 
 import pytest
 
@@ -277,6 +278,41 @@ def test_fragments_do_not_hide_first_messages(
         let_in = arrived(ike)
         assert let_in <= ATTEMPT_BURST + 10 * ATTEMPTS_PER_SECOND
         assert (let_in > 0) is seen
+
+
+def icmp_received(where: Namespace, name: str) -> int:
+    """Return what the kernel has counted of ICMPv6 in a namespace."""
+    with where.entered():
+        lines = Path("/proc/thread-self/net/snmp6").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def test_no_error_comes_in_fragments(wire: tuple[Namespace, Namespace]) -> None:  # noqa: F811
+    """A forged Packet Too Big would have the kernel make fragments of what it sends by ESP."""
+    neighbour, link = wire
+    cited = struct.pack("!IHBB", 6 << 28, 100, 50, 64) + LOCAL.packed + REMOTE.packed + bytes(24)
+    message = struct.pack("!BBHI", 2, 0, 0, 1280) + cited
+    pseudo = REMOTE.packed + LOCAL.packed + struct.pack("!I3xB", len(message), socket.IPPROTO_ICMPV6)
+    message = message[:2] + struct.pack("!H", internet_checksum(pseudo + message)) + message[4:]
+    with neighbour.entered():
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        raw = socket.socket(socket.AF_INET6, kind, socket.IPPROTO_FRAGMENT)
+        there = socket.if_nametoindex("a0")
+
+    def comes_in(number: int) -> bool:
+        before = icmp_received(link, "Icmp6InPktTooBigs")
+        for offset, part, more in ((0, message[:64], 1), (64, message[64:], 0)):
+            header = struct.pack("!BBHI", socket.IPPROTO_ICMPV6, 0, offset | more, number)
+            raw.sendto(header + part, (DIRECT, 0, 0, there))
+        time.sleep(0.2)
+        return icmp_received(link, "Icmp6InPktTooBigs") > before
+
+    with raw:
+        raw.bind((str(REMOTE), 0, 0, there))
+        assert comes_in(1), "it is a good one"
+        with link.entered(), Nftables() as nftables:
+            nftables.run(link_policy("b0", LOCAL))
+        assert not comes_in(2)
 
 
 def test_who_has_a_socket_of_the_acp_cannot_speak_for_others(

@@ -33,8 +33,8 @@ messages under load, the second with the cookie."""
 FRAGMENTS_PER_SECOND = 200
 FRAGMENT_BURST = 100
 """A certificate chain with intermediates does not fit into one packet, so IKE messages may be fragmented.
-What fragments hide from this policy meets no listener but ours, and no error is ever sent out. The first one
-of UDP must show what it is, with the SPIs: else the limit on first messages would be this one."""
+The first one must pass the other rules, as far as the SPIs of IKE, or be of ESP: else the limit on first messages
+would be this one, and a forged Packet Too Big would come in."""
 
 PROXY_SYNS_PER_SECOND = 30
 PROXY_SYN_BURST = 60
@@ -78,7 +78,7 @@ _UDP_OUT = f"""        ip6 saddr {{ours}} ip6 daddr {{theirs}} udp sport {MARKED
 """
 _MARKED_ON_PORT_500 = """        udp sport 4500 udp dport 500 counter name refused_in drop
 """
-_FIRST_FRAGMENT_OF_UDP = """        frag frag-off 0 meta l4proto udp counter name refused_in drop
+_FIRST_FRAGMENTS = """        frag frag-off 0 meta l4proto != esp counter name refused_in drop
 """
 _FRAGMENTS_IN = f"""        ip6 saddr {{theirs}} ip6 daddr {{ours}} exthdr frag exists limit rate {FRAGMENTS_PER_SECOND}/second burst {FRAGMENT_BURST} packets accept
 """
@@ -138,10 +138,10 @@ table inet {LINK_TABLE} {{
         ip6 saddr fe80::/10 ip6 daddr ff02::13 udp dport 7017 accept
 {channels_in}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_connect tcp flags & (fin | syn | rst | ack) == syn jump proxy
         ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @proxy_circuits tcp flags & (syn | ack) != syn accept
-{_FIRST_FRAGMENT_OF_UDP}{rules(_FRAGMENTS_IN)}        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
+        ip6 saddr fe80::/10 ip6 daddr {link_local} tcp dport @pledge_ports tcp flags & (syn | ack) != syn accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr ff02::fb udp sport 5353 udp dport @pledge_mdns accept
         ip6 saddr fe80::/10 ip6 hoplimit 255 ip6 daddr {link_local} udp sport 5353 udp dport @pledge_mdns @th,80,1 1 accept
-        counter name refused_in drop
+{_FIRST_FRAGMENTS}{rules(_FRAGMENTS_IN)}        counter name refused_in drop
     }}
     chain attempt {{
         ip6 saddr @announcers update @attempts {{ ip6 saddr limit rate {ATTEMPTS_PER_ANNOUNCER}/second burst {ATTEMPT_BURST_OF_ANNOUNCER} packets }} return
