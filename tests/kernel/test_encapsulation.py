@@ -58,7 +58,7 @@ def test_pings_go_on_while_keys_are_replaced(lab: StandingLab) -> None:
             ports = {packet.ports for packet in heard if packet.kind == UDP}
             assert (ENCAPSULATION_PORT, ENCAPSULATION_PORT) in ports
             assert not [pair for pair in ports if IKE_PORT in pair], "the handshakes were before"
-    assert sent > SECONDS * RATE / 4
+    assert sent > SECONDS * RATE / 8
     assert lost == 0, f"{lost} of {sent} pings were lost"
     assert {node: lab.channels(node) for node in PLANES} == channels
     assert all(len(found) >= 3 for found in seen.values())

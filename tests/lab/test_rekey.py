@@ -66,7 +66,7 @@ def test_pings_go_on_while_keys_are_replaced(lab: StandingLab) -> None:
                 most = max(most, len(channel["spis_in"]))
         lost = pings.lost()
         sent = pings.sent
-    assert sent > SECONDS * RATE / 2
+    assert sent > SECONDS * RATE / 8
     assert longest < 1.0
     assert lost == 0, f"{lost} of {sent} pings were lost"
     assert {node: lab.channels(node) for node in "ab"} == channels
