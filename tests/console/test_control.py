@@ -132,7 +132,7 @@ def test_what_is_wrong_is_one_sentence(tmp_path: Path) -> None:
             ({"command": "break", "console": 7}, "console must be a string"),
             ({"command": "say", "text": "  "}, "there is nothing to say"),
             ({"command": "token", "role": "king"}, "role must be view, write, power or admin"),
-            ({"command": "token", "role": "view", "days": -1}, "a token needs consoles, days and hours"),
+            ({"command": "token", "role": "view", "days": -1}, "a token needs consoles, and days and hours"),
             ({"command": "revoke", "number": "../x"}, "is no number of a break-glass token"),
         ):
             answer = await client.ask(**request)
