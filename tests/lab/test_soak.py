@@ -308,7 +308,7 @@ def test_keys_are_replaced_under_load(lab: StandingLab, percent: int) -> None:
     """
     covers: 6.8-rekey, 6.12-dpd
     """
-    soak(lab, 12.0, percent)
+    soak(lab, 30.0, percent)  # a minute in all
 
 
 @pytest.mark.soak
