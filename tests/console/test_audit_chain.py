@@ -136,12 +136,14 @@ def test_it_can_be_looked_at_while_it_is_written(tmp_path: Path) -> None:
 
     writer = threading.Thread(target=go_on)
     writer.start()
+    looks = 0
     try:
-        counts = [verify(path).lines for _ in range(50)]
+        # Files are rotated several times meanwhile.
+        while verify(path).lines < 60 or looks < 50:
+            looks += 1
     finally:
         end.set()
         writer.join()
-    assert counts[-1] > 10
 
 
 def test_the_digest_goes_to_the_log(

@@ -10,14 +10,18 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import time
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Final
 
 from minerva.console.audit import KEEP, digest
 from minerva.core.errors import MinervaError
+
+_ROTATION_SECONDS: Final = 1.0
+"""For how long there may be no newest file, because it is being made."""
 
 
 class ChainError(MinervaError):
@@ -79,12 +83,18 @@ def _fields(line: bytes) -> dict[str, object] | None:
 def _opened(path: Path, stack: ExitStack) -> list[tuple[BinaryIO, int]]:
     """Open all files, the oldest first; return them with their sizes, at one moment between two writes."""
     names = [path.with_name(f"{path.name}.{number}") for number in range(KEEP, 0, -1)]
+    deadline = time.monotonic() + _ROTATION_SECONDS
     while True:
-        current = stack.enter_context(path.open("rb"))
-        fcntl.flock(current, fcntl.LOCK_SH)
-        if path.exists() and path.stat().st_ino == os.fstat(current.fileno()).st_ino:
-            break
-        fcntl.flock(current, fcntl.LOCK_UN)  # it was rotated just then
+        try:
+            current = stack.enter_context(path.open("rb"))
+            fcntl.flock(current, fcntl.LOCK_SH)
+            if path.stat().st_ino == os.fstat(current.fileno()).st_ino:
+                break
+            fcntl.flock(current, fcntl.LOCK_UN)
+        except FileNotFoundError:
+            if not names[-1].exists() or time.monotonic() > deadline:
+                raise
+        time.sleep(0.001)  # it was rotated just then
     try:
         found = [stack.enter_context(name.open("rb")) for name in names if name.exists()]
         return [(file, os.fstat(file.fileno()).st_size) for file in (*found, current)]

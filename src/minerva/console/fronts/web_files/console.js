@@ -117,15 +117,17 @@ async function route() {
   }
 }
 
-async function consoles() {
+async function consoles(listing = false) {
   const found = await api("/api/consoles");
   $("user").textContent = found.user;
-  problem(found.terminal ? "" : "This installation has no terminal for the page: run tools/vendor-xterm there.");
+  // Only the list takes back what was wrong: an answer that comes late is not about what is shown by then.
+  if (listing || !found.terminal)
+    problem(found.terminal ? "" : "This installation has no terminal for the page: run tools/vendor-xterm there.");
   return found.consoles;
 }
 
 async function refresh() {
-  const shown = (await consoles()).map((one) => [
+  const shown = (await consoles(true)).map((one) => [
     one.name, one.state, one.writer, one.attached, one.state === "Down" ? one.reason : one.description,
     one.may_write]);
   // Rows that stay the same are not touched: somebody may be about to click.
