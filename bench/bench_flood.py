@@ -202,7 +202,7 @@ def counted(node: LabNode) -> dict[str, int]:
     """Return what the IKE core of the flooded port has counted."""
     state = node.ask("status")
     assert state is not None
-    return state["counters"]["abutment"]["eth9"].get("ike", {})  # type: ignore[no-any-return]
+    return state["counters"]["abutment"]["eth9"].get("ike", {})  # type: ignore[no-any-return]  # JSON
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ from minerva.linux import sockets
 from minerva.linux.namespace import Namespace
 from minerva.linux.offload import leave_nothing
 from tests.lab.attacker import UDP, Wire
-from tests.linux.test_sockets import wire  # noqa: F401
+from tests.linux.test_sockets import wire  # noqa: F401  # a fixture
 
 
 class Recorder:

@@ -110,7 +110,9 @@ def test_a_responder_believes_its_trust_anchors_only() -> None:
 
 
 def test_proposals_are_in_the_order_of_speed() -> None:
-    """What we offer first is what is fastest by ``make bench-ike``; for packets there is one cipher.
+    """By cost, and of two groups that cost the same first the one that every peer has (docs/decisions.md).
+
+    What groups cost is measured by ``make bench-ike``. For packets there is one cipher.
 
     covers: 6.8.3.1.1-4
     """

@@ -63,7 +63,7 @@ class Scene:
 
     def begun(self, what: str) -> int:
         """Return how often the node has begun to replace the ``IKE`` or ``child`` SA."""
-        return self.status()["counters"]["abutment"]["a0"]["ike"].get(f"{what} SA: rekeying begun", 0)  # type: ignore[no-any-return]
+        return self.status()["counters"]["abutment"]["a0"]["ike"].get(f"{what} SA: rekeying begun", 0)  # type: ignore[no-any-return]  # JSON
 
 
 @dataclass

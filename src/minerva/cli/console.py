@@ -16,7 +16,7 @@ from typing import Any
 import click
 
 from minerva.cli import console_alerts, console_audit, console_records, console_remote, options
-from minerva.cli.console_common import EXTRA, SOCKET, call, config_option, name_argument
+from minerva.cli.console_common import EXTRA, SOCKET, call, name_argument
 from minerva.cli.options import FiniteRange
 from minerva.cli.table import table
 from minerva.core.errors import UsageError
@@ -43,7 +43,7 @@ for _command in (
 
 
 @console.command(short_help="Serve consoles, in the foreground.")
-@config_option
+@options.config_file
 @options.run_dir
 def run(config_file: Path | None, run_dir: Path) -> None:
     """Serve the consoles that the configuration names, in the foreground, until ^C or SIGTERM.

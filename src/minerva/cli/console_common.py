@@ -17,14 +17,6 @@ _F = TypeVar("_F", bound=Callable[..., Any])
 SOCKET: Final = "console.sock"
 EXTRA: Final = "the console server needs packages that are not here: pip install 'minerva-acp[console]'"
 
-config_option = click.option(
-    "--config",
-    "config_file",
-    type=options.PATH,
-    envvar="MINERVA_CONFIG",
-    show_envvar=True,
-    help="Configuration file.  [default: /etc/minerva/minerva.toml]",
-)
 directory_option = click.option(
     "--directory",
     type=options.PATH,
@@ -43,7 +35,7 @@ def call(run_dir: Path, command: str, **arguments: Any) -> dict[str, Any]:
 
 def where(function: _F) -> _F:
     """Add what :func:`find_directory` needs: ``directory``, ``config_file`` and ``run_dir``."""
-    return directory_option(config_option(options.run_dir(function)))
+    return directory_option(options.config_file(options.run_dir(function)))
 
 
 def find_directory(directory: Path | None, config_file: Path | None, run_dir: Path) -> Path:

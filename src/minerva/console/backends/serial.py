@@ -339,6 +339,7 @@ def _open_in(process: str, real: str) -> list[str]:
     """Return the numbers of the descriptors by which a process has a file open."""
     directory, found = f"/proc/{process}/fd/", []
     try:
+        # Here as well there may be very many.
         for number in os.listdir(directory):  # noqa: PTH208
             with suppress(FileNotFoundError):
                 if os.readlink(directory + number) == real:  # noqa: PTH115
