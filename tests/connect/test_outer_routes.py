@@ -16,7 +16,6 @@ from minerva.connect import messages as m
 from minerva.connect import outer_routes
 from minerva.connect.ipc import Message
 from minerva.connect.outer_routes import OuterRoutes
-from minerva.linux import firewall
 from minerva.linux.errors import LinuxError
 from minerva.linux.firewall import OUTER_NEIGHBOURS, outer_neighbours
 
@@ -202,7 +201,3 @@ def test_what_the_kernel_refuses_is_no_route(scene: Scene) -> None:
     scene.want([])
     scene.do()
     assert scene.kernel.routes == {}
-
-
-def test_the_firewall_has_room_for_all_of_them() -> None:
-    assert firewall.OUTER_NEIGHBOURS == MAX_ROUTES
